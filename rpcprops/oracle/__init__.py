@@ -6,9 +6,10 @@ from rpcprops.oracle._documented import DOCUMENTED, Accepted, Documented, accept
 from rpcprops.oracle._findings import are_kept, seconds_in_vain, set_apart
 from rpcprops.oracle._judge import judge
 from rpcprops.oracle._messages import lost_seconds
+from rpcprops.oracle._predict import predict
 from rpcprops.oracle._unpredicted import endless_wait, judge_unpredicted
 from rpcprops.oracle.errors import error_class, is_expected
-from rpcprops.oracle.model import Model, predict
+from rpcprops.oracle.model import Model
 from rpcprops.oracle.prediction import ErrorClass, Met, Prediction, Send, StepPrediction
 from rpcprops.torch_facts import FINDINGS, Finding
 

@@ -21,8 +21,8 @@ from collections.abc import Iterator, Sequence
 
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, WireMessageType
+from rpcprops.oracle._predict import predict
 from rpcprops.oracle._recorded import answers_differ
-from rpcprops.oracle.model import predict
 from rpcprops.oracle.prediction import Prediction
 from rpcprops.oracle.ranks import reports_leak
 from rpcprops.outcomes import Outcome, RankOutcome, SentMessage, Violation

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from rpcprops.faults import FaultPlan
+from rpcprops.oracle._predict import predict
 from rpcprops.oracle.errors import is_expected
-from rpcprops.oracle.model import predict
 from rpcprops.oracle.prediction import Met, Prediction
 from rpcprops.outcomes import Outcome, StepOutcome
 from rpcprops.programs import Program

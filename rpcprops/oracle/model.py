@@ -25,151 +25,48 @@ The model follows the RRef protocol of torch's ``rref_context.cpp`` and the cont
 * The timeout of a program (``Program.rpc_timeout``) is the default of all that its ranks send
   (``tensorpipe_agent.cpp``: ``TensorPipeAgent::send`` takes ``RpcAgent::getRpcTimeout`` where the
   sender names none), gradients, retries and fetches inside called functions included. A step that
-  asks :meth:`Model.timed` says what that timeout does to its own message. For all else the model
+  asks :meth:`Times.timed` says what that timeout does to its own message. For all else the model
   must know that it does not come; otherwise it refuses the program.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 from rpcprops.errors import UsageError
-from rpcprops.faults import (
-    FaultPlan,
-    MessageFault,
-    MessageType,
-    WireMessageType,
-    delay_milliseconds,
-    retry_wait,
-)
+from rpcprops.faults import FaultPlan, MessageType, WireMessageType
 from rpcprops.oracle._absent import Absent
 from rpcprops.oracle._answers import Answers
 from rpcprops.oracle._contexts import ContextMessages
+from rpcprops.oracle._creations import Creations
 from rpcprops.oracle._exhausted import Exhausted
 from rpcprops.oracle._groups import Group
-from rpcprops.oracle._hasty import SinceRest, may_race
-from rpcprops.oracle._kept import Kept
-from rpcprops.oracle._messages import (
-    UNHEARD,
-    Disturbances,
-    Fate,
-    leaf_timeout,
-    refused,
-    timeout_may_come,
-)
+from rpcprops.oracle._hasty import SinceRest
+from rpcprops.oracle._messages import UNHEARD, Disturbances, Fate, leaf_timeout, refused
+from rpcprops.oracle._met import FindingsMet
+from rpcprops.oracle._now import Now
+from rpcprops.oracle._own_deletes import OwnDeletes
+from rpcprops.oracle._readers import Readers
 from rpcprops.oracle._spoiled import Sign, Spoiled
-from rpcprops.oracle._waited import Waited
-from rpcprops.oracle.prediction import ErrorClass, Met, Prediction, Send, StepPrediction
+from rpcprops.oracle._times import Times
+from rpcprops.oracle.prediction import ErrorClass, Met, Send, StepPrediction
 from rpcprops.oracle.ranks import OWNER_WAITS
+from rpcprops.oracle.rrefs import Handle, RRef
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters
-from rpcprops.programs import Program
-from rpcprops.programs.threads import ENOUGH_THREADS, Threads, needed_threads, threads_of
+from rpcprops.programs.threads import ENOUGH_THREADS, Threads
 from rpcprops.steps import Argument, Leaf, StepFails
 from rpcprops.steps.arguments import sum_of
-from rpcprops.steps.base import (
-    BETWEEN_STEPS,
-    CLEARLY_IN_TIME,
-    CLEARLY_LATE,
-    fetch_message,
-    remote_message,
-)
+from rpcprops.steps.base import BETWEEN_STEPS, CLEARLY_IN_TIME, fetch_message, remote_message
 from rpcprops.steps.run_out import RunOut
 from rpcprops.torch_facts import UNKNOWN, TorchFacts
 
 _CLEANUP = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
 _NEEDS_THREAD = "timeout-needs-thread"
-
-
-@dataclass(slots=True)
-class RRef:
-    """A value at its owner.
-
-    Attributes:
-        forks: the users' forks that the owner knows, including those that nobody will ever delete.
-        error: how using the value fails: "remote" if the function that makes it raised.
-        made: whether its creation has certainly reached the owner.
-        takes: virtual seconds by which faults may still delay the function that makes it.
-        fetches: whether that function fetches an RRef that another rank sent to it.
-        slow: whether that function sleeps, and perhaps still does.
-        first: the fork of the user that created it, which the owner learns of when the function
-            has returned.
-        early: whether the owner got a handle of it before that.
-        absent: whether its creation was lost, so that the owner never has it.
-        thinned: whether a fork of another user was deleted before that.
-        unclear: whether nobody can tell whether a change of its value has been made.
-        unsendable: whether its owner answers a fetch with an EXCEPTION.
-    """
-
-    owner: int
-    value: list[float]
-    typed: bool
-    forks: set[str] = field(default_factory=set)
-    error: ErrorClass = ""
-    made: bool = True
-    takes: float = 0.0
-    fetches: bool = False
-    slow: bool = False
-    first: str = ""
-    early: bool = False
-    absent: bool = False
-    thinned: bool = False
-    unclear: bool = False
-    unsendable: bool = False
-
-    def is_made(self) -> None:
-        """Note that somebody has waited for its value, or for the error of its function."""
-        self.made = True
-        self.slow = False
-        self.takes = 0.0
-
-
-_RACES = "shutdown-races-delete"
-
-
-@dataclass(slots=True)
-class Handle:
-    """An RRef object at a rank.
-
-    Attributes:
-        fork: empty if the handle is the owner's own.
-        broken: the error of a use, if ``remote`` failed and its user knows that.
-        timed_out: whether the creation was sent late, so that a delete may arrive before it.
-        unmarked: whether the creation times out, and torch may not have marked the RRef yet.
-        marked_before: virtual seconds by which that timeout comes before the value is made.
-        unaccepted: whether a child that it sent will never be accepted.
-        of_owner: whether the owner itself sent it.
-        confirmed: whether the owner certainly knows of it, and its rank of that.
-        type_error: None before the type was asked for, then "" or the class of the error.
-        second: whether a creation of its rank had failed before its own did.
-        unanswered: whether its creation was, and only the answer to that is lost.
-        beside: handles without a name, which are dropped with it.
-    """
-
-    rref: RRef
-    rank: int
-    fork: str = ""
-    broken: ErrorClass = ""
-    timed_out: bool = False
-    unmarked: bool = False
-    marked_before: float = UNLIMITED_SLACK
-    unaccepted: bool = False
-    of_owner: bool = False
-    confirmed: bool = False
-    type_error: ErrorClass | None = None
-    second: bool = False
-    unanswered: bool = False
-    beside: tuple[Handle, ...] = ()
-
-    @property
-    def lost(self) -> bool:
-        """Whether its creation was lost, so that its owner never gets the RRef."""
-        return bool(self.broken) and not self.timed_out
 
 
 class Model:
@@ -184,18 +81,22 @@ class Model:
             the RRef by then. Uses beyond the last choice count as not marked.
         rpc_timeout: the default timeout, in virtual seconds; None if there is none.
         threads: the threads of the ranks; None if there are enough for every step.
+        disturbed: the faults of single messages; by default those of the plan, for no program.
+
+    Attributes:
+        now: the step that is being added.
+        findings: the known findings that the program has met.
+        creations: what ranks know of creations that fail.
+        readers: functions that read a value, and for which no step has waited.
+        times: which timeout comes, and what must come before it.
     """
 
     #: What the step before this one has started, and what this one starts: an RRef, and how many
     #: virtual seconds its function sleeps.
     _just_started: tuple[RRef, float] | None = None
     _starts_now: tuple[RRef, float] | None = None
-    #: Whether the present step has said what its timeout does to its message.
-    _is_timed = False
     #: Whether the ranks shut RPC down at once while something may be under way.
     ends_hastily = False
-    #: What becomes of the message that was sent last.
-    _last_fate: Fate = ""
 
     def __init__(
         self,
@@ -204,43 +105,23 @@ class Model:
         choices: Sequence[bool] = (),
         facts: TorchFacts = UNKNOWN,
         rpc_timeout: float | None = None,
+        *,
         threads: Threads | None = None,
+        disturbed: Disturbances | None = None,
     ) -> None:
         self.facts = facts
-        self.rpc_timeout = rpc_timeout
-        self.threads = threads
-        self.choices = choices
-        #: The number of such uses so far; and the handles that the current step has so used.
-        self.unmarked_uses = 0
-        #: How many of them raise that error all the same.
-        self.told = 0
-        self._used_now: list[Handle] = []
         self.world_size = world_size
         self.plan = plan
-        #: The faults of single messages.
-        self.disturbed = Disturbances(plan)
-        #: The step that is being added, how many messages came before it, and what becomes of the
-        #: message by which its rank asks for something.
-        self._step: Leaf | None = None
-        self._before = 0
-        self._fate: Fate = ""
-        #: Handles whose creation comes after its timeout: they are used only after a settle.
-        self._unsure: list[Handle] = []
+        self.disturbed = Disturbances(plan) if disturbed is None else disturbed
+        self.now = Now()
         #: RRefs for which a fetch comes only after its sender has given it up, until a settle, by
         #: the number of the step that sends it.
         self._fetched_late: dict[int, tuple[RRef, bool]] = {}
-        #: RRefs whose value a function reads for which no step has waited, until a settle; each
-        #: with the RRef whose value the function makes, or the name of its future.
-        self._read: list[tuple[RRef, RRef | str]] = []
-        #: Handles whose creation fails, in functions that answer with them when nobody waits.
-        self._answered_late: list[Handle] = []
-        #: Handles that arrive only then, or while a step waits for them.
+        #: Handles that arrive only after a settle, or while a step waits for them.
         self._arrives_late: list[Handle] = []
         #: Ranks that may shut down before their last deletes have arrived: only the answer of one
         #: is lost, or its owner never got the RRef.
-        self._leaves_early: set[int] = set()
-        #: Holds of a creation until the delete of its own fork: the fork by the fault.
-        self._own_deletes: dict[MessageFault, str] = {}
+        self.leaves_early: set[int] = set()
         #: Handles and futures by name. One whose step failed has no entry.
         self.handles: dict[str, Handle] = {}
         self.futures: dict[str, StepPrediction] = {}
@@ -254,9 +135,6 @@ class Model:
         #: Contexts of steps that failed before they entered them.
         self.missing_contexts: set[str] = set()
         self.may_warn_unreleased_context: set[int] = set()
-        #: Ranks in which the creation of an RRef has failed before.
-        self.broke_one: set[int] = set()
-        self.stuck: set[int] = set()
         #: The present value of each rank's counter.
         self.counts = [0] * world_size
         #: Ranks to which a call that counts may still be under way.
@@ -266,8 +144,6 @@ class Model:
         self.fetching: dict[tuple[str, str], tuple[int, int]] = {}
         self.forks = 0
         self.sends: list[Send] = []
-        #: How many of them had ended at the last settle.
-        self.settled = 0
         self.failed: Counter[tuple[int, str]] = Counter()
         #: Ranks that have served a call which was made inside a profiler.
         self.profiled: set[int] = set()
@@ -285,24 +161,53 @@ class Model:
         self.early_deletes: list[RRef] = []
         #: For each context whose cleanup may still be under way, the ranks that may hold it.
         self.late_contexts: list[set[int]] = []
-        #: The known findings (docs/findings.md) that the program has met.
-        self.met: set[Met] = set()
-        #: What ranks keep for ever because of them.
-        self.kept = Kept()
         #: Whether, after the last settle, an answer with an RRef may come too late, or a function
         #: make an RRef whose caller has given up.
         self.unread = False
         self.certain = True
         self.steps: list[StepPrediction] = []
+        #: What the ranks remember of those that have left before them.
+        self.absent = Absent()
+        #: What may be under way since the last settle.
+        self.since_rest = SinceRest()
+        #: The steps so far.
+        self.leaves: list[Leaf] = []
+        #: The ranks that have run out of threads.
+        self.exhausted = Exhausted()
+        #: Handles that come when their sender has given up, by name, until a settle. For each the
+        #: virtual seconds after which it has surely come, from the start of its step.
+        self._coming: dict[str, float] = {}
+        #: The calls and gradients inside contexts so far.
+        self.in_contexts = ContextMessages()
+        #: The requests so far that are answered by an EXCEPTION.
+        self.answers = Answers()
+        #: The handles and futures that a finding has spoiled.
+        self.spoiled = Spoiled()
+        #: How many fetches each rank serves for ever, of RRefs that it never gets.
+        self.served_in_vain: Counter[int] = Counter()
+        self.findings = FindingsMet(facts, plan, world_size, self.now, self.calls)
+        self.creations = Creations(choices, facts, self.disturbed, self.findings, self.now)
+        self.readers = Readers(self.now)
+        self.own_deletes = OwnDeletes(self.disturbed, self.sends, self.rrefs)
+        self.times = Times(
+            world_size,
+            plan,
+            self.disturbed,
+            self.own_deletes,
+            self.now,
+            self.sends,
+            rpc_timeout,
+            threads,
+        )
 
     def add(self, step: Leaf) -> StepPrediction:
         """Add the next step; what it must show."""
-        self._used_now.clear()
+        self.creations.used_now.clear()
         self._just_started, self._starts_now = self._starts_now, None
-        self._is_timed = False
-        self._step, self._fate = step, ""
+        self.now.is_timed = False
+        self.now.step, self.now.fate = step, ""
         self.disturbed.leaf, self.disturbed.slack = len(self.steps), UNLIMITED_SLACK
-        before = self._before = len(self.sends)
+        before = self.now.before = len(self.sends)
         if self.ends_hastily:
             self.since_rest.begins(len(self.steps), before, self.in_contexts.sent)
         self.exhausted.check(step)
@@ -317,22 +222,27 @@ class Model:
         predicted = replace(predicted, slack=min(predicted.slack, self.disturbed.slack))
         if predicted.error == "unknown":
             self.certain = False
-        self._check_default(step, before, takes)
+        self.times.check_default(step, before, takes)
         self.exhausted.note(step)
-        self.met.update(self.spoiled.ends(step, len(self.steps)))
+        self.findings.met.update(self.spoiled.ends(step, len(self.steps)))
         self.leaves.append(step)
         self.steps.append(predicted)
+        self.now.number += 1
         return predicted
 
     def _struck(self, step: Leaf, predicted: StepPrediction) -> StepPrediction:
         """What a step shows whose own message is lost, or its answer, or comes twice."""
         call = f"step{len(self.steps)}"
-        if self._fate == "twice" and step.op != "nest" and self.calls[getattr(step, "to", 0)][call]:
+        if (
+            self.now.fate == "twice"
+            and step.op != "nest"
+            and self.calls[getattr(step, "to", 0)][call]
+        ):
             self.calls[getattr(step, "to", 0)][call] += 1
-        if self._fate not in UNHEARD:
+        if self.now.fate not in UNHEARD:
             return predicted
-        limit = self.limit(leaf_timeout(step)) or 0.0
-        if self._fate == "late" or (self._fate != "lost" and limit < CLEARLY_IN_TIME):
+        limit = self.times.limit(leaf_timeout(step)) or 0.0
+        if self.now.fate == "late" or (self.now.fate != "lost" and limit < CLEARLY_IN_TIME):
             # Its function may still have to run when the step has ended.
             self.counted_late |= {*step.counted_at}
             if call in self.calls[getattr(step, "to", 0)]:
@@ -341,52 +251,22 @@ class Model:
                 # When it changes the value is not known.
                 self.handle(step.used[0]).rref.unclear = True
         handle = self.handles.get(getattr(step, "out", ""))
-        if step.op == "share" and handle is not None and self._fate == "late":
+        if step.op == "share" and handle is not None and self.now.fate == "late":
             self._arrives_late.append(handle)
         if step.op != "remote" or handle is None:
             return self.shows(error="timeout")
         handle.unmarked = True
-        handle.unanswered = self._fate == "unanswered"
-        if self._fate == "late":
-            self._unsure.append(handle)
+        handle.unanswered = self.now.fate == "unanswered"
+        if self.now.fate == "late":
+            self.creations.unsure.append(handle)
         # A delete that is sent before the creation comes is for nothing that its owner knows.
-        handle.timed_out = self._fate == "late"
+        handle.timed_out = self.now.fate == "late"
         return predicted
-
-    def _check_default(self, step: Leaf, before: int, takes: float) -> None:
-        """Check that the default timeout comes for no message about which the step says nothing.
-
-        Args:
-            before: how many messages there were before the step.
-            takes: how long the values of its handles may still take.
-
-        Raises:
-            UsageError: it may come.
-        """
-        if self.rpc_timeout is None or len(self.sends) == before:
-            return
-        own, *others = self.sends[before:]
-        longest = max((self._lasts(send) for send in others), default=0.0)
-        if self._is_timed:
-            nested = [s for s in others if (s.rank, s.message) != (own.rank, own.message)]
-            if not nested:
-                return
-            waits = max((self._lasts(send) for send in nested), default=0.0)
-            if any(send.message.endswith("_FETCH_CALL") for send in nested):
-                waits += takes
-        else:
-            # One may wait for all of those that are not only announcements.
-            asked = [s for s in (own, *others) if self._holds_up(s)]
-            # A delete is answered at once, whatever still runs for its value
-            # (request_callback_no_python.cpp: RequestCallbackNoPython::processRRefUserDelete).
-            runs = step.lasts + takes if own.delivered and asked else 0.0
-            waits = max(sum(map(self._lasts, asked)) + runs, longest)
-        self.must_be_in_time(step, waits)
 
     @property
     def own_fate(self) -> Fate:
         """What becomes of the message by which the rank of this step asks for something."""
-        return self._fate
+        return self.now.fate
 
     def creation_unknown(self, handle: Handle) -> None:
         """A function has created an RRef; what becomes of that is lost, or the answer to it is.
@@ -396,13 +276,13 @@ class Model:
         Raises:
             UsageError: that is not predicted.
         """
-        if self._last_fate not in UNHEARD:
+        if self.now.last_fate not in UNHEARD:
             return
         if handle.rref.absent and not handle.fork:
-            why = f"{self._step!r} waits at its owner for a value that was never made"
+            why = f"{self.now.step!r} waits at its owner for a value that was never made"
             raise refused(self.disturbed.faults[0], why)
         handle.unmarked = True
-        handle.unanswered = self._last_fate == "unanswered"
+        handle.unanswered = self.now.last_fate == "unanswered"
 
     def loses_answer(self, handle: Handle, sender: int) -> None:
         """An answer that carries a handle is written, and nobody reads it: its fork stays."""
@@ -416,33 +296,8 @@ class Model:
         What it sends by itself it tries again: forks, deletes, cleanups. A function may send for a
         value that is not made yet, or after its caller has given up.
         """
-        late = any(send.message.is_retryable for send in self.sends[self.settled :])
+        late = any(send.message.is_retryable for send in self.sends[self.now.settled :])
         return not (late or any(self.abandoned_calls)) and all(rref.made for rref in self.rrefs)
-
-    def must_be_in_time(self, step: Leaf, waits: float) -> None:
-        """Check that the default timeout does not come where a step waits so long (virtual s).
-
-        Raises:
-            UsageError: it may come.
-        """
-        waits += self.disturbed.seconds + self.queues()
-        if self.rpc_timeout is not None and waits + CLEARLY_IN_TIME > self.rpc_timeout:
-            msg = (
-                f"{step!r}: under this plan some of its messages may take {waits:g} s (virtual), "
-                f"which the default rpc_timeout={self.rpc_timeout:g} may end, and what then comes "
-                f"is not modelled; let it be {CLEARLY_IN_TIME:g} s above that, or None."
-            )
-            raise UsageError(msg)
-
-    def _lasts(self, send: Send) -> float:
-        """Virtual seconds that a message takes by the faults of the plan."""
-        waits = retry_wait(min(send.failures, send.message.max_retries))
-        return (waits if self._holds_up(send) else 0.0) + self.delay(send.rank, send.message)
-
-    @staticmethod
-    def _holds_up(send: Send) -> bool:
-        """Whether something waits for its answer: nothing does for deletes and the like."""
-        return not send.message.is_retryable or send.message is MessageType.RREF_FORK_REQUEST
 
     def shows(
         self, value: Any = None, error: ErrorClass = "", slack: float = UNLIMITED_SLACK
@@ -450,169 +305,10 @@ class Model:
         """What a step must show: see :class:`StepPrediction`."""
         return StepPrediction(value, error, slack)
 
-    def meets(self, finding: str) -> None:
-        """Note that the program meets a known finding (docs/findings.md), if this torch has it.
-
-        It may show in any step, at any rank.
-        """
-        if self.facts.has_bug(finding):
-            self.met.add(Met(finding))
-
-    def meets_here(
-        self,
-        finding: str,
-        rank: int,
-        says: str = "",
-        *,
-        breaks: tuple[str, ...] = (),
-        lasts: bool = False,
-    ) -> None:
-        """The same for a finding that shows at `rank` alone: in this step, or with `lasts` later.
-
-        `says` is a regular expression for the message of the violation, `breaks` the promises that
-        it breaks, if not all of the finding. What comes later is a death or a hang.
-        """
-        if self.facts.has_bug(finding):
-            self.met.add(Met(finding, rank, len(self.steps), says, breaks, lasts=lasts))
-
-    def meets_at_shutdown(self, finding: str) -> None:
-        """The same for a finding by which any rank may hang when it shuts down, and only then."""
-        if self.facts.has_bug(finding):
-            ranks = range(self.world_size)
-            says = r"\(phase shutdown,"
-            self.met |= {Met(finding, rank, None, says, ("RankHung",)) for rank in ranks}
-
-    def _meets_deleted_arguments(self) -> None:
-        """Note which functions may fetch what the shutdown has deleted, which is not answered."""
-        finding = "shutdown-deletes-argument"
-        making = [r for r in self.rrefs if r.fetches and not (self.known_made(r) and r.first)]
-        ranks = {r.owner for r in making} | {to for _, to in self.fetching.values()}
-        if not ranks or not self.facts.has_bug(finding):
-            return
-        self.meets_at_shutdown(finding)
-        if self.rpc_timeout is None:
-            return
-        # The default timeout ends the fetch, so the function raises, and too late: its rank and its
-        # caller have waited in vain for the RRef that it makes.
-        texts = self.facts.texts
-        raised = "|".join(map(re.escape, (texts.timeout, texts.owners_waited)))
-        kept = "|".join(map(re.escape, (*texts.leaks, " still holds 1 owner, ")))
-        for rank in ranks:
-            self.met.add(Met(finding, rank, None, raised, ("ErrorInLog",)))
-            self.met.add(Met(finding, rank, None, kept, ("RRefLeak",)))
-        callers = {user.rank for user in self.users if any(user.rref is r for r in making)}
-        for caller in callers | {at for at, _ in self.fetching.values()}:
-            waited = re.escape(texts.users_waited)
-            self.met.add(Met(finding, caller, None, waited, ("ErrorInLog",)))
-        if self.facts.has_bug("late-remote-to-self"):
-            # The timeout of such a creation has come before that of the fetch.
-            late = re.escape(texts.assertion)
-            self.met |= {
-                Met("late-remote-to-self", r.owner, None, late, ("ErrorInLog",))
-                for r in making
-                if not r.first
-            }
-
-    def frees_context(self, rank: int, *, keeps: bool = True) -> None:
-        """A gradient of this step that `rank` has sent fails when its context has been freed.
-
-        The callback of its future then locks a mutex in that memory (``context.cpp``:
-        ``DistAutogradContext::addOutstandingRpc``). That ends the process. Or it raises, and then
-        the call is never counted as ended, so that the shutdown waits for it
-        (``tensorpipe_agent.cpp``: ``TensorPipeAgent::markFutureWithError``, ``join``).
-
-        Args:
-            keeps: False where another finding keeps calls anyway, of any number.
-        """
-        finding = "freed-context-used"
-        self.meets_here(finding, rank, r"killed by SIG(ABRT|SEGV|BUS)", lasts=True)
-        if keeps:
-            self.keeps_perhaps(finding, rank, Counters(client_calls=1))
-            self.meets_at_shutdown(finding)
-
-    def meets_in_proxy(self, handle: Handle, rank: int) -> None:
-        """Note that an asynchronous call of `rank` through a handle has failed.
-
-        The frame of that call keeps the RRef (failed-async-proxy), until a shutdown deletes it.
-        """
-        self.meets("failed-async-proxy")
-        if handle.fork:
-            self.kept.in_frames.add((rank, handle.rref.owner))
-
-    def never_ends(self, finding: str) -> None:
-        """The same for a finding that keeps this step from ending: see :attr:`Prediction.stuck`."""
-        if self.facts.has_bug(finding):
-            self.stuck.add(len(self.steps))
-
-    def keeps(self, finding: str, rank: int, held: Counters) -> None:
-        """The same for a finding by which `rank` keeps something for ever."""
-        if self.facts.has_bug(finding):
-            self.kept.add(finding, rank, held)
-
-    def keeps_perhaps(self, finding: str, rank: int, held: Counters) -> None:
-        """The same where `rank` keeps it in some runs only."""
-        if self.facts.has_bug(finding):
-            self.kept.add_perhaps(finding, rank, held)
-
-    def keeps_user(self, finding: str, rank: int, owner: int) -> None:
-        """The same for a user RRef of `rank`, which only its shutdown deletes."""
-        if not self.facts.has_bug(finding):
-            return
-        self.kept.add_user(finding, rank, owner)
-        self.sends_otherwise(finding, rank, owner, MessageType.RREF_USER_DELETE)
-
-    def sends_otherwise(
-        self, finding: str, rank: int, to: int, message: MessageType | WireMessageType
-    ) -> None:
-        """The same for a finding by which `rank` sends more or fewer such messages to `to`."""
-        if not self.facts.has_bug(finding):
-            return
-        says = rf"^the record shows \d+ {message} from rank {rank} to rank {to}, "
-        self.met.add(Met(finding, rank, None, says, ("MessagesDiffer",)))
-        if message in self.plan.table(rank).failing and MessageType(message).is_retryable:
-            says = r" failed \d+ sends, the message"
-            self.met.add(Met(finding, rank, None, says, ("FaultsDiffer",)))
-
-    def runs_less(self, finding: str, rank: int, call: str, times: int) -> None:
-        """The same for a finding by which a function at `rank` may run up to `times` less often."""
-        if self.facts.has_bug(finding):
-            promised = self.calls[rank][call]
-            fewer = "|".join(map(str, range(promised - times, promised)))
-            says = rf"^{re.escape(call)} ran ({fewer}) times "
-            self.met.add(Met(finding, rank, None, says, ("NotRunOnce",)))
-
-    def _meets_kept_at_end(self, *, settles: bool, graceful: bool, at_once: bool) -> None:
-        """Note what the ranks that keep something hold at the end of the run.
-
-        Args:
-            graceful: whether the ranks shut down at all.
-            at_once: whether that deletes no RRefs.
-        """
-        self.met |= set(self.kept.found(self.counters(), self.met, None, settles=settles))
-        if graceful and not at_once and self.gathers_apart:
-            self.meets_at_shutdown("gathering-count-kept")
-        for rank, owner in self.kept.in_frames if at_once or not graceful else ():
-            message = MessageType.RREF_USER_DELETE
-            self.sends_otherwise("failed-async-proxy", rank, owner, message)
-        if graceful:
-
-            def owners_of(rank: int) -> set[int]:
-                return {user.rref.owner for user in self.users if user.rank == rank}
-
-            self.met |= set(self.kept.waits(self.facts.texts, owners_of))
-            deletes = MessageType.RREF_USER_DELETE
-            users = Counter(user.rank for user in self.users)
-            self.met |= {
-                one
-                for rank in range(self.world_size)
-                if deletes in self.plan.table(rank).failing
-                for one in self.kept.late_deletes(rank, users[rank])
-            }
-
     def settle(self) -> StepPrediction:
         """Let all ranks come to rest; what each rank then holds."""
         for handle in self.handles.values():
-            self.mark(handle)
+            self.creations.mark(handle)
             handle.confirmed = not handle.broken and handle.fork in handle.rref.forks
             handle.timed_out = False
         for rref in self.rrefs:
@@ -620,13 +316,13 @@ class Model:
             rref.takes = 0.0
             rref.fetches = False
             rref.slow = False
-        self.met |= set(self.kept.found(self.counters(), self.met, len(self.steps), settles=True))
+        self.findings.end(self.counters(), len(self.steps), settles=True)
         self.unread = False
-        self.settled = len(self.sends)
+        self.now.settled = len(self.sends)
         self.disturbed.rest()
         self._fetched_late.clear()
-        self._read.clear()
-        self._answered_late.clear()
+        self.readers.reading.clear()
+        self.creations.answered_late.clear()
         self._arrives_late.clear()
         self._coming.clear()
         self.abandoned_calls = [set() for _ in self.abandoned_calls]
@@ -634,7 +330,7 @@ class Model:
         self.counted_late.clear()
         self.fetching.clear()
         self.early_deletes.clear()
-        self._leaves_early.clear()
+        self.leaves_early.clear()
         self.late_contexts.clear()
         self.since_rest = SinceRest(
             sends=len(self.sends),
@@ -645,178 +341,6 @@ class Model:
         return StepPrediction(
             counters=self.counters(), failures=self.retried(), calls=self.called()
         )
-
-    def prediction(
-        self, *, settles: bool = True, at_once: bool = False, forgets: bool = False
-    ) -> Prediction:
-        """What the steps so far must have shown, and what a shutdown now must show.
-
-        Without `settles` the shutdown comes straight after the last step. It is graceful, or waits
-        for nobody if it is `at_once`; then an owner `forgets` RRefs that are left, or raises.
-        """
-        for handle in self.handles.values():
-            self.mark(handle)
-        if self.group.inits and not all(rref.made for rref in self.rrefs):
-            msg = (
-                "the members of a dynamic group end while a value is being made that nobody has "
-                "fetched; put a Fetch after each Remote."
-            )
-            raise UsageError(msg)
-        if self.unread and not settles and not at_once:
-            msg = (
-                "a step ends by its timeout, and the program may end before its answer; put a "
-                "Settle() after it, or let the program settle."
-            )
-            raise UsageError(msg)
-        if not settles and not at_once:
-            self._check_made_in_time()
-        # Graceful shutdown does not wait for a cleanup that is being retried.
-        late = [] if settles else self.sends[self.settled :]
-        abandoned = {send.rank for send in late if send.message is _CLEANUP and send.failures}
-        counters = self.counters()
-        # api.py: shutdown(graceful=False) makes no calls.
-        graceful = at_once or not any(
-            MessageType.PYTHON_CALL in self.plan.table(rank).failing
-            for rank in range(self.world_size)
-        )
-        graceful = graceful and self.disturbed.is_shutdown_safe
-        self.exhausted.check_end(settles=settles)
-        graceful = graceful and not self.exhausted
-        sends = tuple(self.sends)
-        waiting = {user.rank for user in self.users if user.unaccepted}
-        certain = self.certain
-        if at_once:
-            last, leaking, perhaps = self._end_at_once(settles=settles)
-            waiting = set()
-        else:
-            last, leaking, perhaps = self._shutdown(waiting) if graceful else ((), set(), set())
-        broken = {user.rank for user in self.users if user.broken}
-        early = waiting if at_once else waiting | self._leaves_early | broken
-        if graceful and not settles and not at_once:
-            self._meets_overtaken(last)
-        self._meets_kept_at_end(settles=settles, graceful=graceful, at_once=at_once)
-        self._check_own_deletes(last)
-        is_certain, self.certain = self.certain, certain
-        dropped = (
-            self.abandoned_calls if graceful and not settles else [set[str]() for _ in self.calls]
-        )
-        found = Prediction(
-            steps=tuple(self.steps),
-            sends=sends,
-            calls=self.called(),
-            counters=counters,
-            retried=self.retried(),
-            last_sends=last,
-            graceful=graceful,
-            abandoned_calls=tuple(map(frozenset, dropped)),
-            leaking=frozenset(leaking),
-            may_exit_early=frozenset(early),
-            may_leak=frozenset(perhaps),
-            may_warn_unreleased_context=frozenset(self.may_warn_unreleased_context | abandoned),
-            met=frozenset(self.met),
-            certain=is_certain,
-            waiting=frozenset(waiting),
-            has_failed_function=any(rref.error for rref in self.rrefs),
-            unmarked_uses=self.unmarked_uses - sum(self.choices[: self.unmarked_uses]) - self.told,
-            contexts_left=self._contexts_left(settles=settles),
-            told=self.group.told if self.group.inits else None,
-            has_failed_creation=bool(self.broke_one),
-            stuck=frozenset(self.stuck),
-            wire_sends=dict(+self.in_contexts.sent),
-            wire_more=frozenset(self.in_contexts.more),
-            tries_in_vain=frozenset(self.absent.tries_in_vain),
-            errors=dict(+self.answers.errors),
-            more_errors=frozenset(self.answers.more),
-            graded=dict(+self.in_contexts.graded),
-            more_graded=frozenset(self.in_contexts.more_graded),
-        )
-        return self._cut_off(found, forgets=forgets) if at_once and not settles else found
-
-    def _cut_off(self, found: Prediction, *, forgets: bool) -> Prediction:
-        """The same where the ranks shut down at once, while something may be under way."""
-        since = self.since_rest
-        waited = Waited.by(self.leaves, self.steps)
-        abandoned = self.abandoned_calls
-        cleaning = found.may_warn_unreleased_context | since.cleaning
-        most = since.most_left(self.rrefs, self.sends, found.counters)
-        lacking = since.may_lack(self.sends, self.in_contexts.sent, waited, abandoned)
-        for rank in may_race(most, lacking):
-            self._meets_race(rank, forgets=forgets)
-        return replace(
-            found,
-            met=frozenset(self.met),
-            abandoned_calls=since.may_not_run(self.called(), waited, abandoned),
-            may_warn_unreleased_context=cleaning,
-            contexts_left=since.contexts_left(self.leaked_contexts),
-            most_left=most,
-            may_lack=lacking,
-        )
-
-    def _meets_race(self, rank: int, *, forgets: bool) -> None:
-        """Note that a rank may serve requests for its RRefs while its shutdown forgets them.
-
-        It may read freed memory. If it `forgets` them in spite of a leak, a request that has made
-        one, or waited for one, no longer finds it (``rref_context.cpp``: RRefContext::getOwnerRRef
-        asserts then that it is there).
-        """
-        says = r"in its shutdown: killed by SIG(SEGV|ABRT)"
-        if forgets:
-            says += f"|{re.escape(self.facts.texts.owner_expected)}"
-        if self.facts.has_bug(_RACES):
-            self.met.add(Met(_RACES, rank, None, says))
-
-    def _meets_overtaken(self, last: Sequence[Send]) -> None:
-        """Note the findings of a graceful shutdown that comes straight after the last step."""
-        if self._overtakes(last):
-            self.meets("shutdown-overtakes-creation")
-        if any(u.timed_out and not u.rref.made for u in self.users):
-            # The shutdown deletes what is still held, as a drop would (rref_context.cpp:
-            # RRefContext::delAllUsersAndUnforkedOwners).
-            self.meets("timed-out-remote-dropped")
-        if self._waits_for_its_own():
-            # The shutdown forgets an owner of which it knows no fork, and so the value that comes
-            # then is another one's (RRefContext::delAllUsersAndUnforkedOwners).
-            self.meets("early-owner-fork")
-        self._meets_deleted_arguments()
-
-    def _check_made_in_time(self) -> None:
-        """Check that no value is made for longer than a graceful shutdown waits.
-
-        ``rref_context.cpp``: ``RRefContext::delAllUsersAndUnforkedOwners`` gives up then, and says
-        that users were not confirmed: their owner confirms them once it has made the value. Or it
-        says that owners are pending: a rank holds an RRef that it creates at itself as one of its
-        own forks until then (``RRefContext::addSelfAsFork``).
-
-        Raises:
-            UsageError: one may be.
-        """
-        making = (rref for rref in self.rrefs if not (self.known_made(rref) and rref.first))
-        longest = max((rref.takes for rref in making), default=0.0)
-        if longest + CLEARLY_IN_TIME / 2 > OWNER_WAITS:
-            msg = (
-                f"a value may take {longest:g} s (virtual) to make, and a shutdown waits for "
-                f"{OWNER_WAITS:g} s; put a Fetch or a Settle() after its Remote, or let the "
-                f"program settle."
-            )
-            raise UsageError(msg)
-
-    def _contexts_left(self, *, settles: bool) -> tuple[range, ...]:
-        """How many contexts each rank may hold after a graceful shutdown, which waits for no retry.
-
-        ``TensorPipeAgent::join`` waits for ``clientActiveCalls_``, which does not count a message
-        that only waits to be sent again (``rpc_agent.cpp``: ``RpcAgent::rpcRetryCallback``).
-        """
-        found: list[range] = []
-        for rank, leaked in enumerate(self.leaked_contexts):
-            late = 0 if settles else sum(rank in ranks for ranks in self.late_contexts)
-            found.append(range(len(leaked), len(leaked) + late + 1))
-        return tuple(found)
-
-    def _overtakes(self, last: Sequence[Send]) -> bool:
-        """Whether a delete is retried after owners may have seen that they own nothing."""
-        again = {send.payload for send in last if send.failures}
-        early = [user.rref for user in self.users if user.fork in again and not user.lost]
-        return any(not rref.made for rref in (*early, *self.early_deletes))
 
     def counters(self) -> tuple[Counters, ...]:
         """What each rank holds; an owner keeps a value exactly while some fork of it is alive."""
@@ -851,32 +375,6 @@ class Model:
         """How often each named call has run so far, by rank."""
         return tuple(dict(calls) for calls in self.calls)
 
-    def _shutdown(self, waiting: set[int]) -> tuple[tuple[Send, ...], set[int], set[int]]:
-        """Users delete what they still hold; what an owner then still has is reported there."""
-        before, failed, counts = len(self.sends), self.failed.copy(), [*self.disturbed.counts]
-        self._step = self.disturbed.leaf = None
-        gone: set[str] = set()
-        perhaps: set[int] = set()
-        for user in self.users:
-            if self.send(user.rank, MessageType.RREF_USER_DELETE, user.fork, user.rref.owner):
-                gone.add(user.fork)
-            if user.rank in waiting:
-                perhaps.add(user.rref.owner)
-        leaking = {rref.owner for rref in self.rrefs if rref.forks - gone}
-        last = tuple(self.sends[before:])
-        del self.sends[before:]
-        self.failed, self.disturbed.counts = failed, counts
-        return last, leaking, perhaps - leaking
-
-    def _end_at_once(self, *, settles: bool) -> tuple[tuple[Send, ...], set[int], set[int]]:
-        """Nobody deletes anything, so an owner still knows each fork that it knew.
-
-        ``rref_context.cpp``: ``RRefContext::destroyInstance`` reports them by ``checkRRefLeaks``.
-        """
-        if settles:
-            return (), {rref.owner for rref in self.rrefs if rref.forks}, set()
-        return (), *self.since_rest.leaks(self.rrefs)
-
     # What steps are made of.
 
     def handle(self, name: str) -> Handle:
@@ -890,7 +388,7 @@ class Model:
         handle = self.handles[name]
         if any(handle is one for one in self._arrives_late):
             why = (
-                f"{self._step!r} uses an RRef before it has come; put a Settle() before, or a "
+                f"{self.now.step!r} uses an RRef before it has come; put a Settle() before, or a "
                 f"Pause that waits for it"
             )
             raise refused(self.disturbed.beyond[0], why)
@@ -902,10 +400,10 @@ class Model:
         Args:
             late: whether the step ends by its timeout.
         """
-        if not late and self._fate != "late":
+        if not late and self.now.fate != "late":
             return
-        seconds += self.disturbed.seconds + self.queues()
-        if self._fate == "late":
+        seconds += self.disturbed.seconds + self.times.queues()
+        if self.now.fate == "late":
             seconds += max(fault.delay for fault in self.disturbed.beyond)
         self._coming[name] = seconds
 
@@ -933,7 +431,7 @@ class Model:
         Messages with equal `payload` share the failures that the plan asks for. A message without
         one differs from all others.
         """
-        self.exhausted.check_send(self._step, rank, to)
+        self.exhausted.check_send(self.now.step, rank, to)
         payload = payload or f"unique{len(self.sends)}"
         table = self.plan.table(rank)
         failures, delivered = 0, True
@@ -970,17 +468,17 @@ class Model:
         """
         failures = lost = 0
         came_late = False
-        step = self._step
-        is_own = len(self.sends) == self._before and rank == getattr(step, "at", None)
+        step = self.now.step
+        is_own = len(self.sends) == self.now.before and rank == getattr(step, "at", None)
         named = leaf_timeout(step) if step and is_own and not message.is_retryable else None
         while True:
-            limit = self.limit(named)
+            limit = self.times.limit(named)
             fate = self.disturbed.fate(rank, to, message, limit)
             if fate and step is not None:
                 self.disturbed.check_struck(step, message, fate, is_own=is_own, limit=limit)
             if not message.is_retryable:
-                self._fate = fate if is_own else self._fate
-                self._last_fate = fate
+                self.now.fate = fate if is_own else self.now.fate
+                self.now.last_fate = fate
                 return int(fate == "fail"), fate not in ("fail", "lost"), int(fate == "lost")
             if fate == "unanswered":
                 # torch says that it tries again, and then it is executed again. See docs/faults.md.
@@ -991,7 +489,7 @@ class Model:
                     self.may_warn_unreleased_context.add(rank)
                 if step is None or not self.disturbed.settles:
                     # A shutdown does not wait while nothing but the next try is left.
-                    self._leaves_early.add(rank)
+                    self.leaves_early.add(rank)
                 return failures, True, lost
             if fate not in ("fail", "lost", "late"):
                 return failures, True, lost
@@ -1005,7 +503,7 @@ class Model:
             # What is late is sent again when its timeout has come, and executed twice in the end.
             if came_late and step is None:
                 # An owner that has nothing left to delete may leave before the tries that follow.
-                self._leaves_early.add(rank)
+                self.leaves_early.add(rank)
             came_late |= fate == "late"
             failures += 1
             lost += fate == "lost"
@@ -1024,17 +522,17 @@ class Model:
             StepFails: the call fails for its caller.
         """
         if handle is not None:
-            self.use(handle)
+            self.creations.use(handle)
         if handle is not None and not handle.rref.made and at == to == handle.rref.owner:
-            self.meets("early-owner-fork")
+            self.findings.meets("early-owner-fork")
         fork = self._prepare(handle, at) if handle else ""
         if not self.send(at, message, payload, to):
-            if self._last_fate != "lost" and not message.endswith("_REMOTE_CALL"):
+            if self.now.last_fate != "lost" and not message.endswith("_REMOTE_CALL"):
                 # Whether the payload can be read depends on its bytes, even on their number.
-                self.meets("readable-injected-error")
+                self.findings.meets("readable-injected-error")
             if handle:
                 self._lose(handle, at)
-            raise StepFails(error="timeout" if self._last_fate == "lost" else "injected")
+            raise StepFails(error="timeout" if self.now.last_fate == "lost" else "injected")
         return self._receive(handle, at, to, fork) if handle else None
 
     def forward(self, at: int, to: int) -> Literal["", "lost", "late", "injected", "timeout"]:
@@ -1045,9 +543,9 @@ class Model:
         "timeout" if its answer does not arrive in time.
         """
         message = WireMessageType.FORWARD_AUTOGRAD_REQ
-        fate = self.disturbed.fate(at, to, message, self.rpc_timeout)
+        fate = self.disturbed.fate(at, to, message, self.times.rpc_timeout)
         if fate == "fail":
-            self.meets("readable-injected-error")
+            self.findings.meets("readable-injected-error")
             return "injected"
         if fate in ("lost", "late"):
             return "lost" if fate == "lost" else "late"
@@ -1064,15 +562,17 @@ class Model:
         handle = self.created(at, to, typed=False)
         handle.rref.made = True
         message = WireMessageType.FORWARD_AUTOGRAD_REQ
-        fate = self.disturbed.fate(at, to, message, self.rpc_timeout, WireMessageType.REMOTE_RET)
-        self._last_fate = fate
+        fate = self.disturbed.fate(
+            at, to, message, self.times.rpc_timeout, WireMessageType.REMOTE_RET
+        )
+        self.now.last_fate = fate
         if fate and (at == to or fate == "late"):
-            why = f"{self._step!r} creates an RRef of its own rank, or too late"
+            why = f"{self.now.step!r} creates an RRef of its own rank, or too late"
             raise refused(self.disturbed.faults[0], why)
         if fate in ("fail", "lost"):
             handle.rref.forks.clear()
         if fate == "fail":
-            self._break(handle, "creation")
+            self.creations.fails(handle, "creation")
         handle.rref.absent = fate == "lost"
         self.creation_unknown(handle)
         return handle
@@ -1084,14 +584,14 @@ class Model:
             StepFails: torch knows that its creation failed.
             UsageError: it is not predicted what becomes of it.
         """
-        self.use(handle)
+        self.creations.use(handle)
         owner = handle.rref.owner
         if handle.rref.absent:
             message = WireMessageType.FORWARD_AUTOGRAD_REQ
             self.disturbed.check_never_answered(owner, at, message)
         ended = self.forward(at, owner) if at != owner else ""
         if ended == "late":
-            raise refused(self.disturbed.faults[0], f"{self._step!r} fetches an RRef too late")
+            raise refused(self.disturbed.faults[0], f"{self.now.step!r} fetches an RRef too late")
         if handle.rref.absent and not ended:
             # rref_context.cpp: RRefContext::getOwnerRRef, as in _fetches_in_vain.
             self.served_in_vain[owner] += 1
@@ -1106,7 +606,7 @@ class Model:
         """
         message = WireMessageType.BACKWARD_AUTOGRAD_REQ
         self.in_contexts.gradient(at, to)
-        fate = self.disturbed.fate(at, to, message, self.rpc_timeout)
+        fate = self.disturbed.fate(at, to, message, self.times.rpc_timeout)
         if fate == "fail":
             return "injected"
         if fate in ("lost", "late"):
@@ -1162,7 +662,7 @@ class Model:
         rref = handle.rref
         if rref.absent and receiver == rref.owner:
             # rref_context.cpp: RRefContext::getOrCreateOwnerRRef makes one there, without a value.
-            why = f"{self._step!r} sends an RRef to its owner, which does not have it"
+            why = f"{self.now.step!r} sends an RRef to its owner, which does not have it"
             raise refused(self.disturbed.faults[0], why)
         if self.rejoined and sender != rref.owner:
             self._sends_after_reinit(handle, sender, receiver)
@@ -1170,14 +670,14 @@ class Model:
             rref.early |= rref.slow and not rref.made
             if rref.early and rref.thinned and not rref.made:
                 # That delete may come only now, when the owner has the RRef and knows no fork.
-                self.meets("early-owner-fork")
+                self.findings.meets("early-owner-fork")
             rref.forks.discard(fork)
             if sender != rref.owner:
                 self._accept(handle, receiver)
             return Handle(rref, receiver)
         if sender != rref.owner:
             if not self.send(receiver, MessageType.RREF_FORK_REQUEST, fork, rref.owner):
-                self.meets("fork-request-given-up")
+                self.findings.meets("fork-request-given-up")
             rref.forks.add(fork)
             self._accept(handle, receiver)
         of_owner = sender == rref.owner
@@ -1195,16 +695,16 @@ class Model:
         (``RRefContext::handleExceptionSilent``), but the sender keeps the RRef for ever.
         """
         finding = "rref-sent-after-reinit"
-        self.meets(finding)
+        self.findings.meets(finding)
         owner = handle.rref.owner
         is_request = receiver != owner
         message = MessageType.RREF_FORK_REQUEST if is_request else MessageType.RREF_CHILD_ACCEPT
         table = self.plan.table(receiver)
         if not (self.facts.has_bug(finding) and message in table.failing and table.num_fail_sends):
             return
-        self.sends_otherwise(finding, receiver, owner if is_request else sender, message)
+        self.findings.sends_otherwise(finding, receiver, owner if is_request else sender, message)
         tries = rf"^the record shows \d+ {message} from rank {receiver} with all tries, "
-        self.met.add(Met(finding, receiver, None, tries, ("MessagesDiffer",)))
+        self.findings.met.add(Met(finding, receiver, None, tries, ("MessagesDiffer",)))
         if is_request:
             says = "|".join(
                 map(re.escape, (self.facts.texts.injected, self.facts.texts.unreadable))
@@ -1248,11 +748,6 @@ class Model:
         self.profiled.clear()
         self.rejoined = True
 
-    @functools.cached_property
-    def absent(self) -> Absent:
-        """What the ranks remember of those that have left before them."""
-        return Absent()
-
     @property
     def only_deletes_wait(self) -> bool:
         """Whether all that may be under way is deletes that torch tries again, and none is late.
@@ -1261,12 +756,12 @@ class Model:
         (``rref_context.cpp``: ``RRefContext::delAllUsersAndUnforkedOwners``), and each rank for its
         calls and those of the others (``tensorpipe_agent.cpp``: ``TensorPipeAgent::join``).
         """
-        late = self.sends[self.settled :]
+        late = self.sends[self.now.settled :]
         return (
             self.certain
             and all(send.delivered and send.message is not _CLEANUP for send in late)
-            and not any(self.delay(send.rank, send.message) for send in late)
-            and all(self.known_made(rref) for rref in self.rrefs)
+            and not any(self.times.delay(send.rank, send.message) for send in late)
+            and all(self.readers.known_made(rref) for rref in self.rrefs)
             and not (self.unread or self.late_contexts or self.counted_late or self.fetching)
             and not any(self.abandoned_calls)
         )
@@ -1288,8 +783,8 @@ class Model:
         table = self.plan.table(rank)
         if _CLEANUP in table.failing or _CLEANUP in table.delaying:
             msg = (
-                f"{self._step!r}: rank {rank} tries in vain to clean up at rank {to}, nobody can "
-                f"tell how often; take {_CLEANUP} out of its table."
+                f"{self.now.step!r}: rank {rank} tries in vain to clean up at rank {to}, nobody "
+                f"can tell how often; take {_CLEANUP} out of its table."
             )
             raise UsageError(msg)
         self.sends.append(Send(rank, _CLEANUP, f"gone{len(self.sends)}", to=to))
@@ -1298,7 +793,7 @@ class Model:
 
     def _new_user(self, handle: Handle) -> Handle:
         if self.rejoined:
-            self.meets("rref-lifetime-after-reinit")
+            self.findings.meets("rref-lifetime-after-reinit")
         self.since_rest.users[handle.rank] += 1
         self.users.append(handle)
         return handle
@@ -1308,13 +803,13 @@ class Model:
 
         ``rref_impl.cpp``: ``UserRRef::tryDel``; ``rref_context.cpp``: ``RRefContext::delUser``.
         """
-        self.mark(handle)
+        self.creations.mark(handle)
         if not handle.fork or handle.unaccepted:
             return
         self.users = [user for user in self.users if user is not handle]
         rref = handle.rref
         if handle.timed_out and not rref.made:
-            self.meets("timed-out-remote-dropped")
+            self.findings.meets("timed-out-remote-dropped")
         if self.send(handle.rank, MessageType.RREF_USER_DELETE, handle.fork, rref.owner):
             rref.forks.discard(handle.fork)
         for one, surely in self._fetched_late.values():
@@ -1322,7 +817,7 @@ class Model:
                 # The owner forgets the RRef, and waits for it when the fetch comes
                 # (rref_context.cpp: RRefContext::getOwnerRRef).
                 held = Counters(server_calls=1, server_async_calls=1)
-                keeps = self.keeps if surely else self.keeps_perhaps
+                keeps = self.findings.keeps if surely else self.findings.keeps_perhaps
                 keeps("fetch-after-delete", rref.owner, held)
         # The creator's own delete waits until the owner has answered the creation.
         thins = handle.fork != rref.first and not rref.made
@@ -1330,12 +825,12 @@ class Model:
         if thins and rref.early and rref.forks <= {rref.first}:
             # The owner knows of no fork now, so it forgets the RRef that it got a handle of
             # (rref_context.cpp: RRefContext::delForkOfOwner).
-            self.meets("early-owner-fork")
+            self.findings.meets("early-owner-fork")
         if self.sends[-1].failures and handle.lost:
             # A shutdown waits until owners have no RRef left (rref_context.cpp:
             # RRefContext::delAllUsersAndUnforkedOwners), and for no message that is to be sent
             # again (tensorpipe_agent.cpp: TensorPipeAgent::join).
-            self._leaves_early.add(handle.rank)
+            self.leaves_early.add(handle.rank)
         elif self.sends[-1].failures:
             self.early_deletes.append(handle.rref)
 
@@ -1380,16 +875,16 @@ class Model:
         """``rpc.remote``: the handle that `at` gets, and what `to` receives for the argument."""
         message = remote_message(typed=typed)
         if argument is not None:
-            self.use(argument)
+            self.creations.use(argument)
         handle = self.created(at, to, typed=typed)
         try:
             received = self.call(at, to, message, handle=argument)
         except StepFails:
             handle.rref.forks.clear()
-            if self._last_fate == "lost":
+            if self.now.last_fate == "lost":
                 handle.rref.absent = True
             else:
-                self._break(handle, "creation")
+                self.creations.fails(handle, "creation")
             return handle, None
         if self.rejoined and argument is not None and at != argument.rref.owner:
             self._is_never_made()
@@ -1414,32 +909,17 @@ class Model:
         rref.forks.clear()
         handle.broken = "creation"
         # The table of handlers is static, and that of this error has captured nothing.
-        self.broke_one.add(rank)
+        self.creations.broke_one.add(rank)
         if not self.facts.has_bug(finding):
             return
-        self.asks_for_nothing(finding, handle)
-        self.meets_at_shutdown(finding)
-        self.keeps_perhaps(finding, rank, Counters(client_calls=1))
+        self.findings.asks_for_nothing(finding, handle)
+        self.findings.meets_at_shutdown(finding)
+        self.findings.keeps_perhaps(finding, rank, Counters(client_calls=1))
         if not handle.fork:
-            self.keeps(finding, rank, Counters(owners=1, forks=1))
+            self.findings.keeps(finding, rank, Counters(owners=1, forks=1))
             return
-        self.keeps(finding, rank, Counters(pending_users=1))
-        self.sends_otherwise(finding, rank, rref.owner, MessageType.RREF_USER_DELETE)
-
-    def asks_for_nothing(self, finding: str, handle: Handle) -> None:
-        """In this step a rank uses an RRef that is never made, and a finding keeps that from it.
-
-        So it gets no error. A user asks the owner, which serves such a request for ever if it comes
-        (``rref_context.cpp``: ``RRefContext::getOwnerRRef``).
-        """
-        if not self.facts.has_bug(finding):
-            return
-        says, owner = "had to be refused by .*, and came with ", handle.rref.owner
-        self.met.add(Met(finding, handle.rank, len(self.steps), says, ("MissingError",)))
-        if handle.fork:
-            self.keeps_perhaps(finding, owner, Counters(server_calls=1, server_async_calls=1))
-            fetch = MessageType.PYTHON_RREF_FETCH_CALL
-            self.sends_otherwise(finding, handle.rank, owner, fetch)
+        self.findings.keeps(finding, rank, Counters(pending_users=1))
+        self.findings.sends_otherwise(finding, rank, rref.owner, MessageType.RREF_USER_DELETE)
 
     def starts(self, rref: RRef, seconds: float) -> None:
         """This step has started the function that makes an RRef's value and sleeps so long."""
@@ -1456,45 +936,6 @@ class Model:
             return 0.0
         return max(0.0, self._just_started[1] - BETWEEN_STEPS)
 
-    def use(self, handle: Handle) -> None:
-        """A rank uses a handle, which may fail.
-
-        Raises:
-            StepFails: its creation failed, and torch knows that.
-        """
-        if handle.unmarked and any(handle is one for one in self._unsure):
-            why = f"{self._step!r} uses an RRef before torch has marked it; put a Settle() before"
-            raise refused(self.disturbed.faults[0], why)
-        if handle.unmarked and handle.rref.absent and handle.rank == handle.rref.owner:
-            why = (
-                f"{self._step!r} waits at its owner for a value that was never made, and "
-                f"OwnerRRef::getValue (rref_impl.cpp) has no timeout"
-            )
-            raise refused(self.disturbed.faults[0], why)
-        if handle.unmarked and not any(used is handle for used in self._used_now):
-            self._used_now.append(handle)
-            marked = self.choices[self.unmarked_uses : self.unmarked_uses + 1]
-            self.unmarked_uses += 1
-            if any(marked):
-                self.mark(handle)
-        if handle.broken:
-            if handle.second:
-                # It is never marked: whoever uses it waits for its creation.
-                self.never_ends("second-failed-remote")
-            # Before a settle, torch knows of a timeout only once one of its threads has handled it.
-            raise StepFails(
-                handle.broken, handle.marked_before if handle.timed_out else UNLIMITED_SLACK
-            )
-
-    def mark(self, handle: Handle) -> None:
-        """torch has marked the RRef as timed out, if its creation does time out.
-
-        ``rref_impl.cpp``: ``RRef::handleError``.
-        """
-        if handle.unmarked:
-            handle.unmarked = False
-            self._break(handle, "creation")
-
     def has_value(self, handle: Handle) -> None:
         """A step has got the value of an RRef.
 
@@ -1502,103 +943,7 @@ class Model:
         Where its answer is lost, the timeout comes later than the value.
         """
         if not handle.unanswered:
-            self.mark(handle)
-
-    def _break(self, handle: Handle, how: ErrorClass) -> None:
-        """Note that the creation of a handle's RRef failed, as far as its rank knows."""
-        handle.broken = how
-        handle.second = handle.rank in self.broke_one
-        if handle.second:
-            self._check_abandoned(handle.rank)
-            self.meets("second-failed-remote")
-            for late in [one for one in self._answered_late if one.rank == handle.rank]:
-                # The function sleeps first, so it may well be its creation that fails second.
-                self._keeps_unmarked(late)
-        self.broke_one.add(handle.rank)
-
-    @functools.cached_property
-    def since_rest(self) -> SinceRest:
-        """What may be under way since the last settle."""
-        return SinceRest()
-
-    @functools.cached_property
-    def leaves(self) -> list[Leaf]:
-        """The steps so far."""
-        return []
-
-    @functools.cached_property
-    def spoiled(self) -> Spoiled:
-        """The handles and futures that a finding has spoiled."""
-        return Spoiled()
-
-    @functools.cached_property
-    def exhausted(self) -> Exhausted:
-        """The ranks that have run out of threads."""
-        return Exhausted()
-
-    @functools.cached_property
-    def _coming(self) -> dict[str, float]:
-        """Handles that come when their sender has given up, by name, until a settle.
-
-        For each the virtual seconds after which it has surely come, from the start of its step.
-        """
-        return {}
-
-    @functools.cached_property
-    def served_in_vain(self) -> Counter[int]:
-        """How many fetches each rank serves for ever, of RRefs that it never gets."""
-        return Counter()
-
-    @functools.cached_property
-    def _abandoned(self) -> set[int]:
-        """Ranks whose function uses an RRef whose creation fails, when nobody waits for that."""
-        return set()
-
-    def abandons_creation(self, rank: int, *, second: bool) -> None:
-        """A function of `rank` for which nobody waits uses an RRef whose creation fails.
-
-        Args:
-            second: whether a creation of the rank had failed before.
-
-        Raises:
-            UsageError: the creation may be the second one that fails.
-        """
-        self._abandoned.add(rank)
-        if second:
-            self._check_abandoned(rank)
-
-    def _check_abandoned(self, rank: int) -> None:
-        """Check that a function does not wait for ever for an RRef that torch takes for good.
-
-        Raises:
-            UsageError: it may.
-        """
-        finding = "second-failed-remote"
-        if rank in self._abandoned and self.facts.has_bug(finding):
-            msg = (
-                f"two creations of rank {rank} fail, one in a function that nobody waits for any "
-                f"more, so nobody can tell which is the second ({finding}), and whether the "
-                f"function waits for ever; give its step no timeout, or another form."
-            )
-            raise UsageError(msg)
-
-    def answers_late(self, handle: Handle) -> None:
-        """A function answers with an RRef whose creation failed, when nobody waits for that.
-
-        A torch that does not know that the creation has failed sends the RRef. The answer is late,
-        and so the fork in it stays (``rref_context.cpp``: ``RRefContext::prepareChildFork``).
-        """
-        if handle.second:
-            self._keeps_unmarked(handle)
-        else:
-            self._answered_late.append(handle)
-
-    def _keeps_unmarked(self, handle: Handle) -> None:
-        finding = "second-failed-remote"
-        if handle.fork:
-            self.keeps_user(finding, handle.rank, handle.rref.owner)
-        else:
-            self.keeps_perhaps(finding, handle.rank, Counters(owners=1, forks=1))
+            self.creations.mark(handle)
 
     def value(self, handle: Handle, at: int) -> list[float]:
         """The value by ``to_here``, or by ``local_value`` at the owner.
@@ -1608,18 +953,18 @@ class Model:
         Raises:
             StepFails: there is no value, or the request for it fails.
         """
-        self.use(handle)
+        self.creations.use(handle)
         rref = handle.rref
         if at != rref.owner:
             message = fetch_message(typed=rref.typed)
             if not self.send(at, message, f"fetch {self.rrefs.index(rref)}", rref.owner):
-                if self._last_fate == "lost":
+                if self.now.last_fate == "lost":
                     raise StepFails(error="timeout")
-                self.meets("readable-injected-error")
+                self.findings.meets("readable-injected-error")
                 raise StepFails(error="injected")
             if rref.absent:
                 self._fetches_in_vain(at, rref)
-            if self._fate == "late" and len(self.sends) == self._before + 1:
+            if self.now.fate == "late" and len(self.sends) == self.now.before + 1:
                 # It is the step's own fetch. Whether the value is made then, nobody has seen.
                 self.fetched_late(rref, surely=True)
                 raise StepFails(error="timeout")
@@ -1642,7 +987,7 @@ class Model:
             StepFails: always, with the timeout.
             UsageError: it has no timeout, or is not predicted.
         """
-        step, fault = self._step, self.disturbed.faults[0]
+        step, fault = self.now.step, self.disturbed.faults[0]
         message = fetch_message(typed=rref.typed)
         if step is None or step.op != "fetch":
             why = (
@@ -1650,56 +995,12 @@ class Model:
                 f"that of its caller come at almost the same time"
             )
             raise refused(fault, why)
-        if not self.limit(leaf_timeout(step)):
+        if not self.times.limit(leaf_timeout(step)):
             why = f"{step!r} waits for ever for an RRef that was never created; give it a timeout"
             raise refused(fault, why)
         self.disturbed.check_never_answered(rref.owner, at, message)
-        self.served_in_vain[rref.owner] += 2 if self._fate == "twice" else 1
+        self.served_in_vain[rref.owner] += 2 if self.now.fate == "twice" else 1
         raise StepFails(error="timeout")
-
-    def reads(self, rref: RRef, by: RRef | str) -> None:
-        """A function reads a value, and its caller goes on; it makes an RRef, or ends a future."""
-        self._read.append((rref, by))
-
-    def has_read(self, future: str) -> None:
-        """A step has waited for that future."""
-        for rref in [read for read, by in self._read if by == future]:
-            rref.is_made()
-        self._read = [one for one in self._read if one[1] != future]
-
-    def known_made(self, rref: RRef) -> bool:
-        """Whether a step has waited for a value, or for another one that was made of it."""
-        if rref.made:
-            return True
-        others = [by for read, by in self._read if read is rref and not isinstance(by, str)]
-        return any(map(self.known_made, others))
-
-    def _waits_for_its_own(self) -> bool:
-        """Whether a function may still wait for an RRef of its own rank, got before its value."""
-        return any(
-            not isinstance(by, str)
-            and by.owner == read.owner
-            and not self.known_made(by)
-            and not self.known_made(read)
-            for read, by in self._read
-        )
-
-    def check_unread(self, rref: RRef) -> None:
-        """Check that no function may still read the value of an RRef, which this step changes.
-
-        An owner handles each request in another thread (``tensorpipe_agent.cpp``:
-        ``TensorPipeAgent::respond``), so nobody knows which comes first.
-
-        Raises:
-            UsageError: one may.
-        """
-        if any(read is rref and (isinstance(by, str) or not by.made) for read, by in self._read):
-            msg = (
-                f"{self._step!r}: a function that an earlier step has started may still read the "
-                "value that it changes; put a Settle() before it, or a Fetch or a Wait of what "
-                "that step makes."
-            )
-            raise UsageError(msg)
 
     def fetched_late(self, rref: RRef, *, surely: bool) -> None:
         """The step's fetch comes to the owner of an RRef only after its sender has given it up.
@@ -1722,159 +1023,6 @@ class Model:
         finally:
             self.drop(there)
 
-    def delay(self, rank: int, message: MessageType) -> float:
-        """Virtual seconds by which the plan delays such a message of `rank`."""
-        delay = self.plan.table(rank).messages_to_delay.get(message, 0.0)
-        return delay_milliseconds(delay) / 1000
-
-    def callee_waits(self, at: int, since: int) -> tuple[float, float]:
-        """Virtual seconds that a call waits at `at` for the messages that were sent there `since`.
-
-        Returns: the time that it certainly waits, and the time that it may wait on top: accepts and
-        deletes are sent by the thread that answers, or by another.
-        """
-        surely = perhaps = 0.0
-        for send in self.sends[since:]:
-            if send.rank != at:
-                continue
-            delay = self.delay(at, send.message) if send.delivered else 0.0
-            if send.message is MessageType.RREF_FORK_REQUEST:
-                surely += retry_wait(min(send.failures, send.message.max_retries)) + delay
-            elif send.message.endswith("_FETCH_CALL"):
-                surely += delay
-            elif send.message.startswith("RREF_"):
-                perhaps += delay
-        return surely, perhaps
-
-    def timed(
-        self,
-        at: int,
-        message: MessageType,
-        timeout: float | None,
-        surely: float = 0.0,
-        perhaps: float = 0.0,
-    ) -> tuple[ErrorClass, float]:
-        """Whether a message of `at` misses its timeout: "", "timeout" or "unknown"; the slack.
-
-        Besides the message's delay, its answer waits for `surely`, and for up to `perhaps` more.
-        Without a timeout the program's applies.
-        """
-        self._is_timed = True
-        timeout = self.limit(timeout)
-        if timeout is None:
-            return "", UNLIMITED_SLACK
-        slack = timeout - self.delay(at, message) - surely
-        if self.disturbed and self._step is not None:
-            if self._is_held_by_itself(at, message, timeout):
-                return "timeout", UNLIMITED_SLACK
-            if self._fate in UNHEARD:
-                # The timeout comes, whatever else may be late: see _struck.
-                return "", UNLIMITED_SLACK
-            late = timeout - slack + perhaps + self.disturbed.seconds
-            # Where the timeout comes first anyhow, what is late only makes that clearer.
-            may_come = slack > -CLEARLY_LATE and late + CLEARLY_IN_TIME > timeout
-            if self.disturbed.seconds and may_come:
-                raise timeout_may_come(self._step, late)
-        if slack <= -CLEARLY_LATE:
-            return ("timeout" if self._has_thread(at) else "unknown"), -slack
-        slack -= perhaps + self.queues()
-        return "" if slack >= CLEARLY_IN_TIME else "unknown", abs(slack)
-
-    @property
-    def threads_of_ranks(self) -> int:
-        """How many threads the agent of each rank has."""
-        return ENOUGH_THREADS if self.threads is None else self.threads.number
-
-    def _has_thread(self, rank: int) -> bool:
-        """Whether a thread of `rank` is surely free to hand a timeout over.
-
-        ``tensorpipe_agent.cpp``: ``TensorPipeAgent::markFutureWithError``.
-        """
-        threads = self.threads
-        if threads is None or not threads.are_few:
-            return True
-        busy = threads.sleeping.get(rank, 0)
-        return not self._delays and threads.left(len(self.steps), rank) > busy
-
-    def queues(self) -> float:
-        """Virtual seconds that a message may wait for a free thread, if there are few.
-
-        A thread is busy while a function sleeps, and while a message that it sends is delayed.
-        """
-        threads = self.threads
-        if threads is None or not threads.are_few:
-            return 0.0
-        if not self._delays:
-            return threads.lasts
-        # What runs at the same time is not known yet.
-        others = threads.beside[len(self.steps)] * _MOST_OF_A_STEP
-        delays = sum(self.delay(send.rank, send.message) for send in self.sends[self.settled :])
-        return threads.lasts + delays + others * max(self._delays)
-
-    @functools.cached_property
-    def in_contexts(self) -> ContextMessages:
-        """The calls and gradients inside contexts so far."""
-        return ContextMessages()
-
-    @functools.cached_property
-    def answers(self) -> Answers:
-        """The requests so far that are answered by an EXCEPTION."""
-        return Answers()
-
-    @functools.cached_property
-    def _delays(self) -> tuple[float, ...]:
-        """The delays of the plan, in virtual seconds."""
-        faults = (f for rank in range(self.world_size) for f in self.plan.faults_at(rank))
-        return tuple(fault.seconds for fault in faults if fault.blocks_sender and fault.seconds)
-
-    def _is_held_by_itself(self, at: int, message: MessageType, timeout: float) -> bool:
-        """Whether the creation that was just sent is held until the delete of its own fork.
-
-        A user deletes its fork only once its creation has ended (``rref_context.cpp``:
-        ``RRefContext::addPendingUser``, ``confirmPendingUser``). So the two wait for each other,
-        and the creation ends by its timeout.
-        """
-        if not message.endswith("_REMOTE_CALL"):
-            return False
-        sent = [send for send in self.sends if (send.rank, send.message) == (at, message)]
-        rref = self.rrefs[-1]
-        for fault in self.disturbed.late:
-            until = fault.until
-            to_it = (None, rref.owner)
-            if (
-                until is not None
-                and (fault.rank, str(fault.message), fault.which, fault.n)
-                == (at, str(message), "nth", len(sent))
-                and (until.rank, str(until.message)) == (at, str(MessageType.RREF_USER_DELETE))
-                and fault.to is None
-                and until.to in to_it
-                and rref.first
-                and fault.delay >= timeout + CLEARLY_LATE
-            ):
-                self._own_deletes[fault] = rref.first
-                return True
-        return False
-
-    def _check_own_deletes(self, last: Sequence[Send]) -> None:
-        """Check that such a hold does wait for that delete, and not for another one.
-
-        Raises:
-            UsageError: it does not.
-        """
-        for fault, fork in self._own_deletes.items():
-            until = fault.until
-            assert until is not None
-            tries = [
-                send.payload
-                for send in (*self.sends, *last)
-                for _ in range(send.failures + send.delivered)
-                if (send.rank, str(send.message)) == (until.rank, str(until.message))
-                and until.to in (None, send.to)
-            ]
-            if tries[until.n - 1 : until.n] != [fork]:
-                why = "nobody can tell how long it is held"
-                raise refused(fault, why)
-
     def gives_up(
         self,
         at: int,
@@ -1888,7 +1036,7 @@ class Model:
 
         `call` is the name under which the function notes that it ran, "" if it does not.
         """
-        late, slack = self.timed(at, MessageType.PYTHON_CALL, timeout, surely, perhaps)
+        late, slack = self.times.timed(at, MessageType.PYTHON_CALL, timeout, surely, perhaps)
         if late and call:
             self.abandoned_calls[to].add(call)
         return late, slack
@@ -1902,10 +1050,10 @@ class Model:
             UsageError: nobody can tell, or what else the step shows.
         """
         why = ""
-        if self.threads_of_ranks < ENOUGH_THREADS:
+        if self.times.threads_of_ranks < ENOUGH_THREADS:
             why = (
                 f"a timeout needs a free thread (TensorPipeAgent::markFutureWithError), and "
-                f"num_worker_threads={self.threads_of_ranks}; let it be None"
+                f"num_worker_threads={self.times.threads_of_ranks}; let it be None"
             )
         elif self.disturbed:
             why = "what that shows under faults of single messages is not predicted"
@@ -1921,7 +1069,7 @@ class Model:
         Raises:
             UsageError: nobody can tell what these calls then leave.
         """
-        self._is_timed = True
+        self.now.is_timed = True
         held = {rank: Counters(server_calls=s, client_calls=c) for rank, (s, c) in out.held.items()}
         if not self.facts.has_bug(_NEEDS_THREAD):
             msg = (
@@ -1929,12 +1077,12 @@ class Model:
                 f"for no other; give the program more threads."
             )
             raise UsageError(msg)
-        if self.rpc_timeout is None:
+        if self.times.rpc_timeout is None:
             self.exhausted.add({*path}, held)
             return
         self.exhausted.add({*path}, {})
         for rank in sorted(out.stuck):
-            self.keeps(_NEEDS_THREAD, rank, held[rank])
+            self.findings.keeps(_NEEDS_THREAD, rank, held[rank])
 
     def check_alone(self, step: Leaf, ranks: Sequence[int]) -> None:
         """Check that nothing but these calls takes threads of the ranks, or ends one of them.
@@ -1942,7 +1090,7 @@ class Model:
         Raises:
             UsageError: something may.
         """
-        threads = self.threads
+        threads = self.times.threads
         assert threads is not None
         number = len(self.steps)
         why = ""
@@ -1958,10 +1106,6 @@ class Model:
                 f"(TensorPipeAgent::respond takes a thread for each request that comes)."
             )
             raise UsageError(msg)
-
-    def limit(self, timeout: float | None) -> float | None:
-        """The timeout of a message for which a step names `timeout`; None if nothing ends it."""
-        return self.rpc_timeout if timeout is None else timeout
 
     def release(self, name: str, at: int, known: Mapping[int, set[int]]) -> None:
         """A context ends at `at`; every rank that gets its cleanup passes it on.
@@ -2016,113 +1160,3 @@ class Model:
         if each < tries <= each + bool(more):
             self.certain = False
         return each + bool(more) < tries
-
-
-#: More messages than a step sends.
-_MOST_OF_A_STEP = 100
-#: The most outcomes of a program that differ by when torch marks creations that time out.
-_MOST_ALTERNATIVES = 64
-
-
-@functools.lru_cache(maxsize=512)
-def predict(program: Program, plan: FaultPlan, facts: TorchFacts = UNKNOWN) -> Prediction:
-    """What `program` must do under `plan`, within the retry budget or beyond it.
-
-    Args:
-        program: what the ranks do.
-        plan: the faults that they meet.
-        facts: what is known of the torch that runs it: which findings the program may meet. By
-            default it may meet every finding.
-
-    Raises:
-        UsageError: the plan names a rank outside the world, or the ranks have too few threads for
-            the program, or it has a creation that may or may not time out, or too many uses of an
-            RRef whose creation times out; or the plan has a fault under which nothing is predicted.
-    """
-    plan.check(program.world_size)
-    Disturbances(plan, program).check(program)
-    unpredicted = [fault.name for fault in plan.others if not fault.is_predicted]
-    if unpredicted:
-        msg = (
-            f"the oracle does not predict what a program shows under {', '.join(unpredicted)}; "
-            f"take it out of the plan's others, or run functions of your own under it with "
-            f"rpc_cluster, which judges what ranks hold and how they exit."
-        )
-        raise UsageError(msg)
-    _check_threads(program)
-    _check_end(program, plan)
-    first, *others = _alternatives(program, plan, facts)
-    return replace(first, alternatives=tuple(others))
-
-
-def _check_threads(program: Program) -> None:
-    """Raises:
-    UsageError: all threads of a rank may wait for what only another one of them could bring.
-    """
-    number = program.num_worker_threads
-    if number is None:
-        return
-    timed = program.rpc_timeout is not None
-    needed = needed_threads(
-        program.world_size, program.steps, timed=timed, also_patient=False, runs_out_at=number
-    )
-    if number >= needed:
-        return
-    msg = (
-        f"num_worker_threads={number}: all threads of a rank may come to wait for each other, and "
-        f"then nothing ends, not even by a timeout (TensorPipeAgent::markFutureWithError); give "
-        f"the program {needed}, or None, or put a Settle() after steps whose functions go on."
-    )
-    raise UsageError(msg)
-
-
-def _check_end(program: Program, plan: FaultPlan) -> None:
-    """Raises:
-    UsageError: a call of the shutdown itself may miss its timeout.
-    """
-    timeout = program.end.timeout
-    if timeout is None:
-        return
-    call, delete = (
-        max(plan.table(rank).messages_to_delay.get(one, 0.0) for rank in range(program.world_size))
-        for one in (MessageType.PYTHON_CALL, MessageType.RREF_USER_DELETE)
-    )
-    if not program.end.is_in_time(call, delete, len(program.leaves)):
-        msg = (
-            f"the plan delays PYTHON_CALL by {call:g} s and RREF_USER_DELETE by {delete:g} s. With "
-            f"a timeout of shutdown that is reached ({timeout:g} s), a rank whose call misses it "
-            f"raises, while the others wait for it, and owners give up what is deleted late; let "
-            f"the delays be shorter, or give the program another end."
-        )
-        raise UsageError(msg)
-
-
-def _alternatives(program: Program, plan: FaultPlan, facts: TorchFacts) -> list[Prediction]:
-    """All predictions for the program; in the first, no RRef was marked before it was used."""
-    found: list[Prediction] = []
-    threads = threads_of(program)
-    waiting: list[tuple[bool, ...]] = [()]
-    while waiting:
-        choices = waiting.pop(0)
-        model = Model(program.world_size, plan, choices, facts, program.rpc_timeout, threads)
-        model.disturbed = Disturbances(plan, program)
-        model.ends_hastily = program.ends_hastily
-        for step in program.leaves:
-            model.add(step)
-        model.disturbed.check_branches(program)
-        model.disturbed.check_running_on(program)
-        model.disturbed.check_retries(model.sends)
-        at_once = program.end.how == "at once"
-        forgets = program.end.ignores_leaks
-        found.append(model.prediction(settles=program.settles, at_once=at_once, forgets=forgets))
-        model.disturbed.check_shutdown(found[-1], settles=program.settles)
-        later = range(len(choices), model.unmarked_uses)
-        waiting += [(*choices, *[False] * (use - len(choices)), True) for use in later]
-        if len(found) + len(waiting) > _MOST_ALTERNATIVES:
-            msg = (
-                f"the program uses RRefs whose creation times out in more than "
-                f"{_MOST_ALTERNATIVES} ways before torch must have marked them; put a Settle() "
-                f"between such a remote() and its uses."
-            )
-            raise UsageError(msg)
-    return found

@@ -17,8 +17,9 @@ from rpcprops.steps.base import Flavour, Sort, Step, StepFails, Value, Way
 from rpcprops.steps.control import Settle
 
 if TYPE_CHECKING:
-    from rpcprops.oracle.model import Handle, Model
+    from rpcprops.oracle.model import Model
     from rpcprops.oracle.prediction import ErrorClass, StepPrediction
+    from rpcprops.oracle.rrefs import Handle
     from rpcprops.programs.scope import Scope
     from rpcprops.strategies.drawing import StepDrawer
 
@@ -165,7 +166,7 @@ class Context(Step):
         model.calls[rank][call] += self.flavour == "python"
 
     def predict(self, model: Model, call: str) -> StepPrediction:
-        model.must_be_in_time(self, self.lasts)
+        model.times.check_in_time(self, self.lasts)
         # Inside a context every message travels as FORWARD_AUTOGRAD_REQ (autograd/utils.cpp:
         # sendMessageWithAutograd), which torch's agents neither fail nor delay. That is so for a
         # builtin operator as well, because what it is given requires a gradient.
@@ -183,14 +184,14 @@ class Context(Step):
         if self._is_rooted_there:
             self._ask_owner(model, call)
         if self.breaks is not None and self._revisits:
-            model.meets("failed-backward-revisits-rank")
+            model.findings.meets("failed-backward-revisits-rank")
             # The call that is never answered keeps its rank from leaving (tensorpipe_agent.cpp:
             # TensorPipeAgent::join waits for clientActiveCalls_).
-            model.meets_at_shutdown("failed-backward-revisits-rank")
+            model.findings.meets_at_shutdown("failed-backward-revisits-rank")
             # A rank that is never answered has given the context up when its gradient fails: by
             # the timeout, or by its own shutdown.
             for rank in {*self._ranks}:
-                model.frees_context(rank, keeps=False)
+                model.findings.frees_context(rank, keeps=False)
         broke = self._passes_back(model)
         model.release(self.name, self.at, self._acquaintances())
         return model.shows(self._computed() if not broke else self._broken(broke))
@@ -267,7 +268,7 @@ class Context(Step):
         if ended == "injected":
             # That comes at once, and so the cleanup may come before the creation.
             model.abandoned_calls[rank].add(call)
-            model.keeps("context-after-cleanup", rank, Counters(contexts=1))
+            model.findings.keeps("context-after-cleanup", rank, Counters(contexts=1))
         raise StepFails(error=error)
 
     def _note_calls(self, model: Model, call: str) -> None:
@@ -464,12 +465,12 @@ class Context(Step):
         model.release(self.name, self.at, known)
         if ended != "late":
             return
-        delay = model.delay(self.at, MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ)
+        delay = model.times.delay(self.at, MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ)
         model.disturbed.check_cleanup(model.sends[since:], delay)
         for rank in further:
             model.abandoned_calls[rank].add(call)
         for rank in {*further}:
-            model.keeps("context-after-cleanup", rank, Counters(contexts=1))
+            model.findings.keeps("context-after-cleanup", rank, Counters(contexts=1))
 
     def _count_until(self, model: Model, number: int, ended: str) -> None:
         """Count the calls where one of them ends with an error: that one is recorded as well."""
@@ -737,7 +738,7 @@ class Outlast(Step):
         return self.seconds
 
     def predict(self, model: Model, call: str) -> StepPrediction:
-        model.must_be_in_time(self, self.seconds)
+        model.times.check_in_time(self, self.seconds)
         model.calls[self.to][call] += 1
         if self.by == "timeout":
             model.abandoned_calls[self.to].add(call)
@@ -745,13 +746,13 @@ class Outlast(Step):
         before = len(model.sends) + self._uses_rref(model)
         model.release(self.name, self.at, {self.at: {self.to}, self.to: set()})
         cleanup = model.sends[before]
-        waits = retry_wait(cleanup.failures) + model.delay(self.at, cleanup.message)
+        waits = retry_wait(cleanup.failures) + model.times.delay(self.at, cleanup.message)
         # How long `to` still waits, at the least, once the block has ended.
         left = 0.75 * self.seconds
         if cleanup.delivered and self.what == "argument":
             # autograd/utils.cpp: addRecvRpcBackward makes the context when the request has been
             # read, which is after its cleanup.
-            model.keeps("context-after-cleanup", self.to, Counters(contexts=1))
+            model.findings.keeps("context-after-cleanup", self.to, Counters(contexts=1))
         self._count(model, is_gone=cleanup.delivered)
         if not cleanup.delivered:
             self._leak(model)
@@ -914,7 +915,7 @@ class FailTwice(Step):
         return 2.0 * self.seconds
 
     def predict(self, model: Model, call: str) -> StepPrediction:
-        model.must_be_in_time(self, self.lasts)
+        model.times.check_in_time(self, self.lasts)
         for rank in (self.to, self.then):
             model.calls[rank][call] += 1
             model.in_contexts.call(self.at, rank, graded=1)
@@ -928,7 +929,7 @@ class FailTwice(Step):
         # DistAutogradContext::addOutstandingRpc), and leaves the block.
         known = {self.at: {self.to, self.then}, self.to: {self.at}, self.then: {self.at}}
         # The error is there when the step ends, but a busy machine may use it only later.
-        model.frees_context(self.at)
+        model.findings.frees_context(self.at)
         model.release(self.name, self.at, known)
         return model.shows({"loss": 4.0 * math.fsum(self.value), "broke": True})
 

@@ -31,8 +31,9 @@ from rpcprops.steps.base import (
 )
 
 if TYPE_CHECKING:
-    from rpcprops.oracle.model import Handle, Model
+    from rpcprops.oracle.model import Model
     from rpcprops.oracle.prediction import ErrorClass, StepPrediction
+    from rpcprops.oracle.rrefs import Handle
     from rpcprops.programs.scope import Scope
     from rpcprops.strategies.drawing import StepDrawer
 
@@ -102,7 +103,7 @@ class Call(Step):
         model.futures[self.out] = predicted
         argument = model.argument(self.right)
         if argument is not None and not predicted.error:
-            model.reads(argument.rref, self.out)
+            model.readers.add(argument.rref, self.out)
         return model.shows()
 
     def _future(self, model: Model, call: str) -> StepPrediction:
@@ -117,15 +118,15 @@ class Call(Step):
         argument = model.argument(self.right)
         made = argument is None or argument.rref.made
         if argument is not None:
-            model.use(argument)
+            model.creations.use(argument)
         payload = call if python else self._typed_payload
         since = len(model.sends)
 
         def timed() -> tuple[ErrorClass, float]:
-            surely, perhaps = model.callee_waits(self.to, since)
+            surely, perhaps = model.times.callee_waits(self.to, since)
             surely += self.seconds
             perhaps += argument.rref.takes if argument else 0.0
-            late, slack = model.timed(self.at, message, self.timeout, surely, perhaps)
+            late, slack = model.times.timed(self.at, message, self.timeout, surely, perhaps)
             if late and python:
                 model.abandoned_calls[self.to].add(call)
             return late, slack
@@ -277,7 +278,7 @@ class Wait(Step):
         if self.future not in model.futures:
             raise StepFails(error="missing")
         predicted = model.futures.pop(self.future)
-        model.has_read(self.future)
+        model.readers.end(self.future)
         if predicted.error not in ("timeout", "unknown"):
             model.fetching = {
                 one: ranks for one, ranks in model.fetching.items() if one[1] != self.future
@@ -395,7 +396,7 @@ class Chain(Step):
         try:
             model.call(self.to, self.then, MessageType.PYTHON_CALL, f"{call}/then")
             model.calls[self.then][f"{call}/then"] += 1
-            waits += model.delay(self.to, MessageType.PYTHON_CALL)
+            waits += model.times.delay(self.to, MessageType.PYTHON_CALL)
         except StepFails as failure:
             failed = failure
             # The future that the function has returned fails.

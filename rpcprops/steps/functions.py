@@ -39,8 +39,9 @@ from rpcprops.steps.run_out import RunOut, run_out
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rpcprops.oracle.model import Handle, Model
+    from rpcprops.oracle.model import Model
     from rpcprops.oracle.prediction import StepPrediction
+    from rpcprops.oracle.rrefs import Handle
     from rpcprops.programs.scope import Scope
     from rpcprops.strategies.drawing import StepDrawer
 
@@ -200,13 +201,14 @@ class Raising(Step):
                     raise
         if self._is_decoded():
             if _CHANGED.search(self.text):
-                model.meets_here("garbled-exception-text", self.at, "came without the text")
+                says = "came without the text"
+                model.findings.meets_here("garbled-exception-text", self.at, says)
             if _UNREAD.search(self.text):
                 # to_here raises what Python does, with the whole text that could not be read.
                 texts = model.facts.texts
                 says = f"'unicodeescape' codec can't decode bytes|{re.escape(texts.remote)}"
                 says = f"{re.escape(texts.unreadable)}: ({says})"
-                model.meets_here("garbled-exception-text", self.at, says)
+                model.findings.meets_here("garbled-exception-text", self.at, says)
         return model.shows({"raised": self._shown_as(), "kept": True})
 
     def _held(self, model: Model) -> Handle | None:
@@ -464,13 +466,14 @@ class Recurse(Step):
         return self.seconds
 
     def predict(self, model: Model, call: str) -> StepPrediction:
-        out = run_out(self.path, model.threads.number) if model.threads is not None else None
+        threads = model.times.threads
+        out = run_out(self.path, threads.number) if threads is not None else None
         if out is not None:
             return self._predict_out(model, call, out)
         self._must_find_threads(model)
         caller = self.at
         message = MessageType.PYTHON_CALL
-        waits = self.seconds + sum(model.delay(rank, message) for rank in self.path[:-1])
+        waits = self.seconds + sum(model.times.delay(rank, message) for rank in self.path[:-1])
         for number, rank in enumerate(self.path):
             try:
                 model.call(caller, rank, MessageType.PYTHON_CALL, f"{call} {number}")
@@ -479,8 +482,8 @@ class Recurse(Step):
                     raise StepFails(failed.error) from None
                 # The caller of the rank that could not send sees what its function raised, if that
                 # comes before the timeout.
-                waits = sum(model.delay(rank, message) for rank in self.path[: number - 1])
-                late, slack = model.timed(self.at, message, self.timeout, waits)
+                waits = sum(model.times.delay(rank, message) for rank in self.path[: number - 1])
+                late, slack = model.times.timed(self.at, message, self.timeout, waits)
                 for ran in self.path[:number] if late else ():
                     model.abandoned_calls[ran].add(call)
                 raise StepFails(late or "remote", slack) from None
@@ -488,8 +491,8 @@ class Recurse(Step):
             caller = rank
         if self.timeout is None:
             return model.shows(list(self.path))
-        model.must_be_in_time(self, waits)
-        late, slack = model.timed(self.at, message, self.timeout, waits)
+        model.times.check_in_time(self, waits)
+        late, slack = model.times.timed(self.at, message, self.timeout, waits)
         for rank in self.path if late else ():
             model.abandoned_calls[rank].add(call)
             model.busy[rank] += 1
@@ -497,7 +500,7 @@ class Recurse(Step):
 
     def _predict_out(self, model: Model, call: str, out: RunOut) -> StepPrediction:
         """What it shows where some rank has too few threads."""
-        limit = model.limit(self.timeout)
+        limit = model.times.limit(self.timeout)
         if limit is None:
             msg = (
                 f"{self!r}: all threads of a rank wait for each other, and nothing ends the call "
@@ -506,9 +509,9 @@ class Recurse(Step):
             )
             raise UsageError(msg)
         slack = UNLIMITED_SLACK
-        if model.rpc_timeout is not None and self.path[0] not in out.stuck:
+        if model.times.rpc_timeout is not None and self.path[0] not in out.stuck:
             # The function of the first rank raises when the default timeout has ended its call.
-            slack = model.rpc_timeout - limit
+            slack = model.times.rpc_timeout - limit
         if slack < CLEARLY_LATE:
             msg = (
                 f"{self!r}: the default timeout ends its call and that of its first function at "
@@ -524,15 +527,15 @@ class Recurse(Step):
                 model.calls[rank][call] += 1
         model.runs_out(self, self.path, out)
         if self.at in out.stuck:
-            model.never_ends(_NEEDS_THREAD)
-            model.meets_here(_NEEDS_THREAD, self.at, breaks=("RankHung",))
+            model.findings.never_ends(_NEEDS_THREAD)
+            model.findings.meets_here(_NEEDS_THREAD, self.at, breaks=("RankHung",))
         return model.shows(error="timeout", slack=slack)
 
     def _must_find_threads(self, model: Model) -> None:
         """Raises:
         UsageError: all threads of a rank may come to wait for each other.
         """
-        if model.threads is not None and model.threads.are_few:
+        if model.times.threads is not None and model.times.threads.are_few:
             # The oracle has counted for the whole program.
             return
         for rank in self.path:
@@ -680,7 +683,7 @@ class Deferred(Step):
             raise failed[0]
         if self.form == "exception":
             says = f"got the value {re.escape(_SET_EXCEPTION)}$"
-            model.meets_here("future-exception-as-value", self.at, says)
+            model.findings.meets_here("future-exception-as-value", self.at, says)
             # Nothing says of which class it is at the caller.
             return model.shows({"raised": True, "kept": True})
         if self.raises_there:
@@ -692,7 +695,7 @@ class Deferred(Step):
         StepFails: the timeout ends the call. What its function sends, it sends all the same.
         """
         asked = [send for send in model.sends[since:] if send.delivered]
-        waits = self.seconds + sum(model.delay(send.rank, send.message) for send in asked)
+        waits = self.seconds + sum(model.times.delay(send.rank, send.message) for send in asked)
         late, slack = model.gives_up(self.at, self.to, call, self.timeout, waits)
         if late:
             model.abandoned_calls[self.then] |= {f"{call}/then", f"{call}/again"}
@@ -815,7 +818,7 @@ class Scripted(Step):
         else:
             model.call(self.at, self.to, MessageType.SCRIPT_CALL, call)
             model.calls[self.to][call] += 1
-            since, had_one = len(model.sends), self.to in model.broke_one
+            since, had_one = len(model.sends), self.to in model.creations.broke_one
             if run():
                 model.answers.error(self.at, self.to, MessageType.SCRIPT_CALL)
             self._give_up(model, call, since, second=had_one, breaks=bool(failed))
@@ -851,18 +854,18 @@ class Scripted(Step):
 
         Raises:
             StepFails: the timeout ends it. What its function sends, it sends all the same.
-            UsageError: see :meth:`Model.abandons_creation`.
+            UsageError: see :meth:`Creations.abandons`.
         """
         surely, perhaps = self.seconds, 0.0
         for send in model.sends[since:]:
-            delay = model.delay(send.rank, send.message) if send.delivered else 0.0
+            delay = model.times.delay(send.rank, send.message) if send.delivered else 0.0
             if send.message is MessageType.RREF_USER_DELETE:
                 # The thread that drops the RRef sends it, or the one that hears of its creation.
                 perhaps += delay
             else:
                 surely += delay
         limits = (self.timeout, surely, perhaps)
-        late, slack = model.timed(self.at, MessageType.SCRIPT_CALL, *limits)
+        late, slack = model.times.timed(self.at, MessageType.SCRIPT_CALL, *limits)
         if late:
             model.abandoned_calls[self.to].add(call)
             model.abandoned_calls[self.then].add(f"{call}/then")
@@ -870,7 +873,7 @@ class Scripted(Step):
                 # The function may make its RRef only when others shut down.
                 model.unread = True
                 if breaks:
-                    model.abandons_creation(self.to, second=second)
+                    model.creations.abandons(self.to, second=second)
             raise StepFails(late, slack)
 
     @classmethod
@@ -892,7 +895,7 @@ class Scripted(Step):
         message = MessageType.SCRIPT_CALL
         timed = how != "remote"
         # A creation that fails when nobody waits may be the second one of its rank that does so:
-        # Model.abandons_creation.
+        # Creations.abandons.
         late = timed and (form != "remote" or (drawer.settles and to not in lost))
         timing = _timing(drawer, at, timed=timed, late=late, message=message)
         return cls(at, to, then, form, left, right, how, *timing)
@@ -1016,7 +1019,7 @@ def _through(
     """
     handle, _ = model.remote(at, to, typed=False)
     try:
-        model.use(handle)
+        model.creations.use(handle)
         ask_type(model, handle, at, "", UNLIMITED_SLACK)
         handle.rref.made = True
         if by_remote:

@@ -338,7 +338,7 @@ class Graph(Step):
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         tape = self._tape()
-        model.must_be_in_time(self, self.lasts)
+        model.times.check_in_time(self, self.lasts)
         hooks, gradients = self._backward(tape, model, call)
         expected: dict[str, Any] = {
             "results": tape.values[len(self.inputs) :],
@@ -387,12 +387,12 @@ class Graph(Step):
         handle.rref.slow = True
         creation_ends_late(model, handle, _slack(self.late_timeout), self.late_timeout)
         # torch has marked the RRef by the time of its use: long before its function has slept.
-        model.mark(handle)
+        model.creations.mark(handle)
         if handle.second:
             # It is never marked, so the fetch gives the value that has been made by then.
             says = "^a call that takes longer had to time out "
-            model.meets_here(_UNMARKED, self.at, says, breaks=("MissingError",))
-            model.sends_otherwise(_UNMARKED, self.at, rank, _OF_CONTEXTS[0])
+            model.findings.meets_here(_UNMARKED, self.at, says, breaks=("MissingError",))
+            model.findings.sends_otherwise(_UNMARKED, self.at, rank, _OF_CONTEXTS[0])
 
     def _meet_outside(self, model: Model, tape: _Tape, call: str) -> None:
         """Note what a torch does wrong whose asynchronous proxies leave the context.
@@ -409,22 +409,22 @@ class Graph(Step):
         }
         if not outside:
             return
-        model.meets_here(_OUTSIDE, self.at)
+        model.findings.meets_here(_OUTSIDE, self.at)
         sent = self._sent(tape) - {*outside}
         waits = any(sent - self._reached(roots, tape, {*outside}) for roots in self.backwards)
         errors = self._errors_outside(model, outside)
-        ends = [model.facts.texts.timeout] if waits and model.limit(None) is not None else []
+        ends = [model.facts.texts.timeout] if waits and model.times.limit(None) is not None else []
         for text in (*errors, *ends):
             says = f"^expected no error, got .*{re.escape(text)}"
-            model.meets_here(_OUTSIDE, self.at, says, breaks=("UnexpectedError",))
+            model.findings.meets_here(_OUTSIDE, self.at, says, breaks=("UnexpectedError",))
         for rank in outside.values():
             for message in (MessageType.PYTHON_CALL, *_OF_CONTEXTS):
-                model.sends_otherwise(_OUTSIDE, self.at, rank, message)
+                model.findings.sends_otherwise(_OUTSIDE, self.at, rank, message)
             # An answer that holds no gradient does not make its sender know the caller.
             for answer in (_OF_CONTEXTS[1], MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ):
-                model.sends_otherwise(_OUTSIDE, rank, self.at, answer)
+                model.findings.sends_otherwise(_OUTSIDE, rank, self.at, answer)
         if waits:
-            model.never_ends(_OUTSIDE)
+            model.findings.never_ends(_OUTSIDE)
         silent: Counter[int | None] = Counter()
         for roots in self.backwards:
             kept = self._reached(roots, tape, {*outside}) - {*outside}
@@ -432,7 +432,7 @@ class Graph(Step):
             silent.update(self._hooked_at(number, model.world_size) for number in lost)
         for place, times in silent.items():
             if place is not None:
-                model.runs_less(_OUTSIDE, place, f"{call}/hook", times * (1 + self.beside))
+                model.findings.runs_less(_OUTSIDE, place, f"{call}/hook", times * (1 + self.beside))
 
     def _errors_outside(self, model: Model, outside: Container[int]) -> list[str]:
         """The texts of the errors that such a call may raise, and one in the context would not.
@@ -443,8 +443,9 @@ class Graph(Step):
         texts, message = model.facts.texts, MessageType.PYTHON_CALL
         acts = {getattr(f, "action", "") for f in model.plan.others if message in f.targets}
         fails = message in model.plan.table(self.at).failing or "fail" in acts
-        limit = math.inf if (given := model.limit(None)) is None else given
-        ends = model.delay(self.at, message) + CLEARLY_IN_TIME > limit or acts - {"fail", "twice"}
+        limit = math.inf if (given := model.times.limit(None)) is None else given
+        delay = model.times.delay(self.at, message)
+        ends = delay + CLEARLY_IN_TIME > limit or acts - {"fail", "twice"}
         changes = any(
             what == "inplace" and number in outside
             for number, (what, *_) in enumerate(self.operations, len(self.inputs))
@@ -741,7 +742,7 @@ class Unreached(Step):
         known.setdefault(self.to, set())
         expected: dict[str, Any] = {"loss": sum(x * x for x in self.value), "ended": False}
         if self.by == "timeout":
-            model.must_be_in_time(self, self.lasts)
+            model.times.check_in_time(self, self.lasts)
             _note_late(model, self, call, self.to)
             expected["late"] = True
         else:

@@ -193,12 +193,13 @@ class Member(Step):
         group.tells_of_join(self.at)
         if known != wanted:
             # __init__.py: init_rpc puts _init_counter into the prefix of the store.
-            model.meets_here("rejoins-alone", self.at, f"^{re.escape(_knows(known, wanted))}$")
+            says = f"^{re.escape(_knows(known, wanted))}$"
+            model.findings.meets_here("rejoins-alone", self.at, says)
         if group.dashed & {*known} - {self.at}:
             says = (
                 f"^expected no error, got ValueError: {re.escape(model.facts.texts.not_a_number)}"
             )
-            model.meets_here("dash-in-member-name", self.at, says)
+            model.findings.meets_here("dash-in-member-name", self.at, says)
         return model.shows({"members": wanted})
 
     def _refused(self, model: Model) -> StepPrediction:
@@ -220,7 +221,7 @@ class Member(Step):
             raise UsageError(msg)
         if self.why == "taken name" and group.dashed & {*known}:
             says = "a way that torch must refuse .*: ValueError$"
-            model.meets_here("dash-in-member-name", self.at, says)
+            model.findings.meets_here("dash-in-member-name", self.at, says)
         return model.shows({"refused": "RuntimeError"})
 
     def _begin(self, model: Model, *, refused: bool = False) -> int:
@@ -289,7 +290,7 @@ class Member(Step):
             model.drop(user)
         if group.joined[self.at] in group.stuck:
             says = f"got \\w+: .*(?i:{model.facts.texts.timed_out})|does not end"
-            model.meets_here("failed-join-keeps-token", self.at, says)
+            model.findings.meets_here("failed-join-keeps-token", self.at, says)
         group.tells_of_leave(self.at)
         del group.joined[self.at]
         return model.shows({})
@@ -302,9 +303,10 @@ class Member(Step):
             shown = {f"{_KNOWS}{one}": True for one in wanted}
             for one in {*wanted} - {*known}:
                 says = f"^{re.escape(_knows_not(one))}$"
-                model.meets_here("rejoins-alone", self.at, says)
+                model.findings.meets_here("rejoins-alone", self.at, says)
         elif known != wanted:
-            model.meets_here("rejoins-alone", self.at, f"^{re.escape(_knows(known, wanted))}$")
+            says = f"^{re.escape(_knows(known, wanted))}$"
+            model.findings.meets_here("rejoins-alone", self.at, says)
         deletes = {s.rank for s in model.sends if s.message is MessageType.RREF_USER_DELETE}
         coming = any(rref.owner == self.at and not rref.made for rref in model.rrefs)
         if coming or deletes & {*wanted, *group.gone}:
@@ -316,7 +318,7 @@ class Member(Step):
         kept = group.with_kept(self.at, model.rrefs)
         if kept != held:
             says = f"^{re.escape(_holds(kept, held))}$"
-            model.meets_here("leaving-keeps-values", self.at, says)
+            model.findings.meets_here("leaving-keeps-values", self.at, says)
         return model.shows({**shown, "held": held})
 
     @property

@@ -167,7 +167,7 @@ class Profile(Step):
         return (self.to,) if self.beyond is None else (self.to, self.beyond)
 
     def predict(self, model: Model, call: str) -> StepPrediction:
-        model.must_be_in_time(self, self.lasts)
+        model.times.check_in_time(self, self.lasts)
         # Every call travels as RUN_WITH_PROFILING_REQ (autograd/utils.cpp: sendMessageWithAutograd,
         # also for what a called function sends from its thread), which the agent neither fails nor
         # delays. Not so a fetch (rref_impl.cpp: UserRRef::toHere, forceDisableProfiling).
@@ -193,10 +193,11 @@ class Profile(Step):
                 model.drop(handle)
         ended = True if self.form in _ENDED else None
         if ended and (self.times > 1 or not first):
-            model.meets_here("profiled-events-lost", self.at, f"^{re.escape(self._no_events)}$")
+            says = f"^{re.escape(self._no_events)}$"
+            model.findings.meets_here("profiled-events-lost", self.at, says)
         if self.unpicklable:
-            says = re.escape(model.facts.texts.profiler_key)
-            model.meets_here("profiling-key-kept", self.at, f"^expected no error, got .*{says}")
+            says = f"^expected no error, got .*{re.escape(model.facts.texts.profiler_key)}"
+            model.findings.meets_here("profiling-key-kept", self.at, says)
         refused = "TypeError" if self.unpicklable else ""
         return model.shows({"sum": total, "named": ended, "there": ended, "refused": refused})
 
@@ -481,7 +482,7 @@ class Rejoin(Step):
             if any(message in table.failing for table in tables):
                 msg = f"{self!r}: the plan fails {message}, so nobody can tell what is left."
                 raise UsageError(msg)
-        rests = model.settled == len(model.sends)
+        rests = model.now.settled == len(model.sends)
         waits = self.alone is None and self.how != "at once" and model.only_deletes_wait
         if not (rests or waits) or any(map(bool, map(_held, model.counters()))):
             msg = f"{self!r}: the ranks may not be at rest, or hold something; put a Settle before."
@@ -540,8 +541,8 @@ class Rejoin(Step):
             meets["refused-init-counted"] = rf"\bworker{self.at} does not end step {here}, "
         for finding, says in meets.items():
             for rank in range(model.world_size):
-                model.meets_here(finding, rank, says)
-            model.never_ends(finding)
+                model.findings.meets_here(finding, rank, says)
+            model.findings.never_ends(finding)
 
     def _leaves_by(self, rank: int) -> str:
         """The class of the error of a rank's shutdown, or ""."""

@@ -110,12 +110,12 @@ class Onward(Step):
             model.calls[self.then][name] += 1
             if not ended:
                 model.abandoned_calls[self.then].add(name)
-        threads = model.threads
+        threads = model.times.threads
         if threads is not None and threads.left(len(model.steps), self.to) < 1:
             # Also calls for which there was no thread at first: when one has waited in vain, its
             # thread takes what came next (c10/core/thread_pool.cpp: ThreadPool::main_loop).
             says = f"{_SAYS}[1-{self.calls}] of {self.calls} calls in {self.patience:g} s$"
-            model.meets_here(_FINDING, self.at, says)
+            model.findings.meets_here(_FINDING, self.at, says)
         if ended is None:
             return model.shows(None, "unknown")
         value = sum_of(self.left, self.right) if ended else _TIMEOUT
@@ -123,11 +123,11 @@ class Onward(Step):
 
     def _in_time(self, model: Model) -> bool | None:
         """Whether the inner calls are answered in time; None if nobody can tell."""
-        takes = self.seconds + model.delay(self.to, MessageType.PYTHON_CALL)
+        takes = self.seconds + model.times.delay(self.to, MessageType.PYTHON_CALL)
         if takes >= self.within + CLEARLY_LATE:
             return False
         # Where threads are few, a call waits for those before it.
-        takes += model.queues()
+        takes += model.times.queues()
         return True if takes + CLEARLY_IN_TIME <= self.within else None
 
     def judge(self, expected: Any, seen: Any) -> list[Violation]:

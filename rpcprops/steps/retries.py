@@ -68,7 +68,7 @@ class Retry(Step):
         handle.rref.value = [x + 1.0 for x in self.value]
         model.value(handle, self.at)
         model.call(self.at, self.via, MessageType.PYTHON_CALL, call)
-        for number in range(model.threads_of_ranks - 1):
+        for number in range(model.times.threads_of_ranks - 1):
             # One thread runs the function that keeps the others busy.
             model.call(self.via, self.via, MessageType.PYTHON_CALL, f"{call}/hold{number}")
         model.call(self.via, self.at, MessageType.PYTHON_CALL, f"{call}/busy")
@@ -81,12 +81,13 @@ class Retry(Step):
         model.drop(handle)
         # tensorpipe_utils.cpp: tensorpipeSerialize moves the payload out of the message that
         # rpc_agent.cpp: RpcAgent::sendWithRetries keeps for the next try.
-        model.meets_here("retried-without-payload", self.at, "^expected no error, got RuntimeError")
+        says = "^expected no error, got RuntimeError"
+        model.findings.meets_here("retried-without-payload", self.at, says)
         return model.shows(value, slack=self._slack(model))
 
     def _check(self, model: Model) -> None:
         """Check that the ranks rest, and that the plan leaves it open nowhere what comes when."""
-        if model.settled != len(model.sends):
+        if model.now.settled != len(model.sends):
             msg = f"{self!r}: the ranks may not be at rest; put a Settle() before it."
             raise UsageError(msg)
         tables = [model.plan.table(rank) for rank in range(model.world_size)]
@@ -106,8 +107,9 @@ class Retry(Step):
     def _slack(self, model: Model) -> float:
         """Virtual seconds between what the call takes at most and its timeout."""
         fetch = MessageType.SCRIPT_RREF_FETCH_CALL
-        delays = model.delay(self.at, MessageType.PYTHON_CALL) + model.delay(self.to, fetch)
-        accepts = model.delay(self.to, MessageType.RREF_CHILD_ACCEPT)
+        delay = model.times.delay
+        delays = delay(self.at, MessageType.PYTHON_CALL) + delay(self.to, fetch)
+        accepts = delay(self.to, MessageType.RREF_CHILD_ACCEPT)
         return (self.timeout or 0.0) - _SECOND_TRY - delays - accepts
 
     @property

@@ -41,8 +41,9 @@ from rpcprops.steps.base import (
 )
 
 if TYPE_CHECKING:
-    from rpcprops.oracle.model import Handle, Model
+    from rpcprops.oracle.model import Model
     from rpcprops.oracle.prediction import ErrorClass, StepPrediction
+    from rpcprops.oracle.rrefs import Handle
     from rpcprops.programs.scope import HandleInfo, Scope
     from rpcprops.strategies.drawing import StepDrawer
 
@@ -169,7 +170,7 @@ class Remote(Step):
                 model.drop(there)
         else:
             if argument is not None:
-                model.reads(argument.rref, rref)
+                model.readers.add(argument.rref, rref)
             try:
                 rref.fetches = there is not None and there.rref.owner != self.to
                 rref.value = model.compute(self.to, self.left, self.right, there)
@@ -177,7 +178,7 @@ class Remote(Step):
                 rref.error = failed.error
         # The owner gets the RRef only once its function has returned (request_callback_impl.cpp:
         # RequestCallbackImpl::processPythonRemoteCall, which then calls assignOwnerRRef).
-        surely, perhaps = model.callee_waits(self.to, since)
+        surely, perhaps = model.times.callee_waits(self.to, since)
         surely += self.seconds
         perhaps += argument.rref.takes if argument else 0.0
         rref.takes = surely + perhaps
@@ -197,9 +198,9 @@ class Remote(Step):
         error to RRef::handleError). Until then, uses of the RRef raise nothing.
         """
         message = remote_message(typed=self.flavour != "python")
-        late, slack = model.timed(self.at, message, self.timeout, surely, perhaps)
+        late, slack = model.times.timed(self.at, message, self.timeout, surely, perhaps)
         if late == "unknown":
-            least = model.delay(self.at, message) + surely
+            least = model.times.delay(self.at, message) + surely
             msg = (
                 f"{self!r}: under this plan nobody can tell whether its creation times out, for it "
                 f"takes {least:g} to {least + perhaps:g} s (virtual); let the timeout be "
@@ -207,14 +208,14 @@ class Remote(Step):
             )
             raise UsageError(msg)
         if late:
-            limit = model.limit(self.timeout) or 0.0
+            limit = model.times.limit(self.timeout) or 0.0
             creation_ends_late(model, handle, slack, limit)
             model.abandoned_calls[self.to].add(call)
-            held_up = model.delay(self.at, message) - limit
+            held_up = model.times.delay(self.at, message) - limit
             if held_up >= CLEARLY_LATE:
                 # remote() returns after its own delay, and the timeout came before that.
                 handle.marked_before = min(slack, held_up)
-                model.mark(handle)
+                model.creations.mark(handle)
         return slack
 
     @property
@@ -299,7 +300,7 @@ def creation_ends_late(model: Model, handle: Handle, slack: float, limit: float)
         return
     # Whether the message or the function is late: torch forgets the RRef when the timeout comes
     # (callback::finishCreatingOwnerRRef), and the function then ends.
-    model.meets("late-remote-to-self")
+    model.findings.meets("late-remote-to-self")
     if model.facts.has_bug("late-remote-to-self"):
         handle.rref.takes = min(handle.rref.takes, limit)
 
@@ -403,11 +404,12 @@ class Share(OfHandle):
         model.calls[self.to][call] += 1
         if received:
             model.handles[self.out] = received
-        surely, perhaps = model.callee_waits(self.to, since)
+        surely, perhaps = model.times.callee_waits(self.to, since)
         surely += self.seconds
-        late, slack = model.timed(self.at, MessageType.PYTHON_CALL, self.timeout, surely, perhaps)
+        limits = (self.timeout, surely, perhaps)
+        late, slack = model.times.timed(self.at, MessageType.PYTHON_CALL, *limits)
         arrives = surely - self.seconds + perhaps
-        arrives += model.delay(self.at, MessageType.PYTHON_CALL)
+        arrives += model.times.delay(self.at, MessageType.PYTHON_CALL)
         model.comes(self.out, arrives, late=bool(late))
         if late:
             model.abandoned_calls[self.to].add(call)
@@ -420,7 +422,7 @@ class Share(OfHandle):
 
         A program may use it from then on: only where a step names a timeout, a settle comes first.
         """
-        if takes + CLEARLY_IN_TIME > (model.limit(None) or 0.0):
+        if takes + CLEARLY_IN_TIME > (model.times.limit(None) or 0.0):
             msg = (
                 f"{self!r}: its handle may arrive after the default timeout has come; give it a "
                 f"timeout, so that a Settle must come before the first use."
@@ -520,11 +522,11 @@ class Fetch(OfHandle):
         message = fetch_message(typed=rref.typed)
         # The owner answers once the value is made (request_callback_no_python.cpp:
         # RequestCallbackNoPython::retrieveOwnerRRef). It is made while the request is delayed, too.
-        surely = max(0.0, model.still_takes(rref) - model.delay(self.at, message))
+        surely = max(0.0, model.still_takes(rref) - model.times.delay(self.at, message))
         perhaps = max(0.0, rref.takes - surely)
-        late, slack = model.timed(self.at, message, self.timeout, surely, perhaps)
+        late, slack = model.times.timed(self.at, message, self.timeout, surely, perhaps)
         made, slow = rref.made, rref.slow
-        if late and model.delay(self.at, message) >= (model.limit(self.timeout) or 0.0):
+        if late and model.times.delay(self.at, message) >= (model.times.limit(self.timeout) or 0.0):
             # It is sent when it has timed out, so that a delete may overtake it at the owner.
             model.fetched_late(rref, surely=False)
         try:
@@ -549,7 +551,7 @@ class Fetch(OfHandle):
         timeout, and excepts no rank.
         """
         rref = handle.rref
-        limit = model.limit(self.timeout)
+        limit = model.times.limit(self.timeout)
         over = 0.0 if limit is None else model.still_takes(rref) - limit
         late = over >= CLEARLY_LATE
         if late and not model.facts.has_bug(_IGNORED):
@@ -560,7 +562,7 @@ class Fetch(OfHandle):
         if not late:
             return model.shows(value)
         # py_rref.cpp: PyRRef::toHere does at the owner what localValue does, without the timeout.
-        model.meets_here(_IGNORED, self.at, r"^expected torch's timeout, got the value ")
+        model.findings.meets_here(_IGNORED, self.at, r"^expected torch's timeout, got the value ")
         return model.shows(error="timeout", slack=over)
 
     @classmethod
@@ -710,8 +712,8 @@ class Through(OfHandle):
                 # Its error is the same whether torch has marked the RRef by now or not; what it
                 # sends is not.
                 model.certain = False
-            model.use(handle)
-        accept = model.delay(rref.owner, MessageType.RREF_CHILD_ACCEPT)
+            model.creations.use(handle)
+        accept = model.times.delay(rref.owner, MessageType.RREF_CHILD_ACCEPT)
         perhaps = rref.takes + (accept if self.at != rref.owner else 0.0)
         late, slack = self._asks_in_time(model, handle, perhaps)
         self._ask_type(model, handle, late, slack)
@@ -721,7 +723,7 @@ class Through(OfHandle):
             made.rref.value = total
             made.rref.takes = perhaps
             model.handles[self.out] = made
-            model.reads(rref, made.rref)
+            model.readers.add(rref, made.rref)
             if there:
                 model.drop(there)
         else:
@@ -730,10 +732,10 @@ class Through(OfHandle):
                 # The owner reads the arguments before it calls (request_callback_no_python.cpp:
                 # RequestCallbackNoPython::processMessage).
                 taken = (self.timeout, self.seconds, perhaps)
-                late, slack = model.timed(self.at, MessageType.PYTHON_CALL, *taken)
+                late, slack = model.times.timed(self.at, MessageType.PYTHON_CALL, *taken)
         if late:
             if self.how == "async" and handle.fork and self._ends_while_sent(model):
-                model.meets_in_proxy(handle, self.at)
+                model.findings.meets_in_proxy(handle, self.at)
             raise StepFails(late, slack)
         if rref.unclear:
             raise StepFails(error="unknown")
@@ -742,17 +744,17 @@ class Through(OfHandle):
     def _asks_in_time(
         self, model: Model, handle: Handle, perhaps: float
     ) -> tuple[ErrorClass, float]:
-        """Whether the timeout comes before the call, and the slack: :meth:`Model.timed`."""
+        """Whether the timeout comes before the call, and the slack: :meth:`Times.timed`."""
         message = MessageType.PYTHON_CALL
-        late, slack = model.timed(self.at, message, self.timeout, perhaps=perhaps)
-        called = model.timed(self.at, message, self.timeout, self.seconds, perhaps)[0]
+        late, slack = model.times.timed(self.at, message, self.timeout, perhaps=perhaps)
+        called = model.times.timed(self.at, message, self.timeout, self.seconds, perhaps)[0]
         if late != "unknown" or called != "timeout":
             return late, slack
         if handle.type_error is None and self.at != handle.rref.owner:
             # Either the question for the type or the call ends by the timeout; nobody can tell.
             model.certain = False
             if self.how == "async" and handle.fork:
-                model.meets_in_proxy(handle, self.at)
+                model.findings.meets_in_proxy(handle, self.at)
         return "", slack
 
     @property
@@ -767,18 +769,18 @@ class Through(OfHandle):
         which runs at once. It puts the error into another future, and the traceback of the error
         has its own frame, the one below that, and so the RRef.
         """
-        limit = model.limit(self.timeout)
-        return limit is not None and model.delay(self.at, MessageType.PYTHON_CALL) >= limit
+        limit = model.times.limit(self.timeout)
+        return limit is not None and model.times.delay(self.at, MessageType.PYTHON_CALL) >= limit
 
     def _ask_type(self, model: Model, handle: Handle, late: ErrorClass, slack: float) -> None:
         if handle.type_error == "timeout":
             # torch raises the old timeout here and does not ask again, though it should. So the
             # owner gets no RRef with the question, and sends no accept.
-            model.meets("timed-out-type-query")
+            model.findings.meets("timed-out-type-query")
             asks = (self.at, handle.rref.owner, MessageType.PYTHON_CALL)
-            model.sends_otherwise("timed-out-type-query", *asks)
+            model.findings.sends_otherwise("timed-out-type-query", *asks)
             accepts = (handle.rref.owner, self.at, MessageType.RREF_CHILD_ACCEPT)
-            model.sends_otherwise("timed-out-type-query", *accepts)
+            model.findings.sends_otherwise("timed-out-type-query", *accepts)
         asked = handle.type_error
         try:
             if asked in (None, "timeout"):
@@ -786,15 +788,15 @@ class Through(OfHandle):
                 if handle.unmarked:
                     # The value was made after the creation had timed out, so the call cannot carry
                     # the RRef any more (RRefContext::prepareChildFork).
-                    model.mark(handle)
-                    model.told += 1
+                    model.creations.mark(handle)
+                    model.creations.told += 1
                     raise StepFails(error="creation", slack=handle.marked_before)
             elif asked:
                 raise StepFails(asked)
         except StepFails as failed:
             # A message that cannot be sent raises before a future exists.
             if self.how == "async" and handle.fork and (asked or failed.error != "injected"):
-                model.meets_in_proxy(handle, self.at)
+                model.findings.meets_in_proxy(handle, self.at)
             raise
 
     @classmethod
@@ -916,11 +918,11 @@ class Bump(OfHandle):
     def predict(self, model: Model, call: str) -> StepPrediction:
         handle = model.handle(self.handle)
         rref = handle.rref
-        model.check_unread(rref)
+        model.readers.check_none(rref)
         since = len(model.sends)
         model.ask(self.at, rref.owner, MessageType.SCRIPT_CALL, handle)
-        surely, perhaps = model.callee_waits(rref.owner, since)
-        late, slack = model.timed(
+        surely, perhaps = model.times.callee_waits(rref.owner, since)
+        late, slack = model.times.timed(
             self.at, MessageType.SCRIPT_CALL, self.timeout, surely, perhaps + rref.takes
         )
         rref.value = [x + 1.0 for x in rref.value]
@@ -1016,7 +1018,7 @@ class Nest(Step):
             model.answers.error(self.at, self.via, MessageType.PYTHON_CALL)
             model.drop(there)
             if late:
-                model.answers_late(there)
+                model.creations.answers_late(there)
             raise StepFails(late or "creation", slack)
         if late:
             model.abandoned_calls[self.to].add(f"{call}/nested")
@@ -1037,7 +1039,7 @@ class Nest(Step):
             return True
         model.creation_unknown(there)
         try:
-            model.use(there)
+            model.creations.use(there)
         except StepFails:
             return True
         return False
@@ -1067,9 +1069,9 @@ class Nest(Step):
         model.certain = False
         model.unread = True
         if there.fork not in there.rref.forks:
-            model.keeps("late-answer-keeps-rref", self.to, Counters(owners=1, forks=1))
+            model.findings.keeps("late-answer-keeps-rref", self.to, Counters(owners=1, forks=1))
         if there.fork:
-            model.keeps_user("late-answer-keeps-rref", self.via, self.to)
+            model.findings.keeps_user("late-answer-keeps-rref", self.via, self.to)
 
     @property
     def lasts(self) -> float:
@@ -1077,10 +1079,10 @@ class Nest(Step):
 
     def _time(self, model: Model, message: MessageType) -> tuple[ErrorClass, float]:
         """Whether the call times out, surely or not at all, and with which slack."""
-        waits = self.seconds + model.delay(self.via, message)
-        late, slack = model.timed(self.at, MessageType.PYTHON_CALL, self.timeout, waits)
+        waits = self.seconds + model.times.delay(self.via, message)
+        late, slack = model.times.timed(self.at, MessageType.PYTHON_CALL, self.timeout, waits)
         if late == "unknown":
-            least = waits + model.delay(self.at, MessageType.PYTHON_CALL)
+            least = waits + model.times.delay(self.at, MessageType.PYTHON_CALL)
             msg = (
                 f"{self!r}: under this plan nobody can tell whether its handle comes before the "
                 f"timeout, for it takes {least:g} s (virtual); let the timeout be "

@@ -32,8 +32,9 @@ from rpcprops.steps.optimizers import (
 from rpcprops.steps.rrefs import ask_type
 
 if TYPE_CHECKING:
-    from rpcprops.oracle.model import Handle, Model
+    from rpcprops.oracle.model import Model
     from rpcprops.oracle.prediction import StepPrediction
+    from rpcprops.oracle.rrefs import Handle
     from rpcprops.programs.scope import Scope
     from rpcprops.strategies.drawing import StepDrawer
 
@@ -186,18 +187,21 @@ class _Optimizing(Step):
             number = sum(bool(one.broken) for one in self._of(owner, parameters))
             if not number:
                 continue
-            model.sends_otherwise(bug, self.at, owner, MessageType.PYTHON_CALL)
+            model.findings.sends_otherwise(bug, self.at, owner, MessageType.PYTHON_CALL)
             match lost, owner == self.at:
                 case True, True:
-                    model.keeps_perhaps(bug, owner, Counters(owners=number, forks=number))
+                    model.findings.keeps_perhaps(bug, owner, Counters(owners=number, forks=number))
                 case True, False:
                     for _ in range(number):
-                        model.keeps_user(bug, self.at, owner)
+                        model.findings.keeps_user(bug, self.at, owner)
                 case False, True:
-                    model.keeps_perhaps(bug, owner, Counters(server_calls=1, client_calls=1))
+                    calls = Counters(server_calls=1, client_calls=1)
+                    model.findings.keeps_perhaps(bug, owner, calls)
                 case _:
-                    model.keeps_perhaps(bug, self.at, Counters(client_calls=1))
-                    model.keeps_perhaps(bug, owner, Counters(owners=number, server_calls=1))
+                    model.findings.keeps_perhaps(bug, self.at, Counters(client_calls=1))
+                    model.findings.keeps_perhaps(
+                        bug, owner, Counters(owners=number, server_calls=1)
+                    )
 
     @staticmethod
     def _of(owner: int, parameters: Sequence[Handle]) -> list[Handle]:
@@ -398,7 +402,7 @@ class Train(_Optimizing):
         self._optimized(model, call, ends or starts, self._uses)
         for name in self.flaws():
             raised = _raised(model) if name == "adagrad-wrong-parameter" else ""
-            model.meets_here(name, self.at, f"{re.escape(_FLAWS[name])}${raised}")
+            model.findings.meets_here(name, self.at, f"{re.escape(_FLAWS[name])}${raised}")
         if ends is None:
             return model.shows({"parameters": None})
         self._meet_rounding(model, starts, ends)
@@ -414,7 +418,7 @@ class Train(_Optimizing):
         self._constructed(model, call, is_made=is_made)
         if not checks:
             says = re.escape(f"got the value {_MADE!r}")
-            model.meets_here(_UNCHECKED, self.at, f"{says}$")
+            model.findings.meets_here(_UNCHECKED, self.at, f"{says}$")
         raise StepFails(error="remote")
 
     def _computed(self, starts: Sequence[Sequence[float]]) -> list[list[float]] | None:
@@ -470,7 +474,7 @@ class Train(_Optimizing):
         ]
         if not is_close(rounded, ends):
             says = re.escape(f"got {rounded!r}, and {ends!r} alone")
-            model.meets_here("rounded-rprop-factor", self.at, f"{says}$")
+            model.findings.meets_here("rounded-rprop-factor", self.at, f"{says}$")
 
     def judge(self, expected: Any, seen: Any) -> list[Violation]:
         parameters, alone = seen.get("parameters"), seen.get("alone")
@@ -635,7 +639,7 @@ class Module(Step):
         calls = 1 + {"": 0, "eval": 1, "train": 2}[self.mode]
         try:
             if self.mode:
-                model.use(handle)
+                model.creations.use(handle)
                 ask_type(model, handle, self.at, "", UNLIMITED_SLACK)
             for _ in range(calls):
                 model.ask(self.at, self.to, MessageType.PYTHON_CALL, handle)
@@ -749,10 +753,10 @@ class Linear(Step):
             known.setdefault(self.to, set()).add(self.at)
             model.release(self.name, self.at, known)
             if self.has_hooks:
-                model.meets_here(_SKIPS_HOOKS, self.at, f"{_WITHOUT_HOOKS}$")
+                model.findings.meets_here(_SKIPS_HOOKS, self.at, f"{_WITHOUT_HOOKS}$")
             if self.takes_name:
                 says = f"got TypeError: .*{re.escape(model.facts.texts.remote)}"
-                model.meets_here(_TAKES_NAMES, self.at, says)
+                model.findings.meets_here(_TAKES_NAMES, self.at, says)
             return model.shows(self._computed())
         finally:
             for handle in made:

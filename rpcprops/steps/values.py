@@ -31,8 +31,9 @@ from rpcprops.steps.base import Step, StepFails
 from rpcprops.steps.base import Way as Aim
 
 if TYPE_CHECKING:
-    from rpcprops.oracle.model import Handle, Model
+    from rpcprops.oracle.model import Model
     from rpcprops.oracle.prediction import StepPrediction
+    from rpcprops.oracle.rrefs import Handle
     from rpcprops.programs.scope import Scope
     from rpcprops.strategies.drawing import StepDrawer
     from rpcprops.torch_facts import TorchFacts
@@ -455,13 +456,13 @@ class Carry(Step):
         if bug is None or (fate.argument and not refused) or (fate.far and is_own):
             return
         if bug in (UNWRITABLE, UNREADABLE_TENSOR):
-            model.meets_here(bug, self._ends(bug))
+            model.findings.meets_here(bug, self._ends(bug))
         elif fate.rrefs:
             # The rank that pickled it has forked the RRefs before it met what it cannot pickle.
             held = Counters(owners=fate.rrefs, forks=fate.rrefs)
-            model.keeps(bug, self.at if self.way in _ECHOES else self.to, held)
+            model.findings.keeps(bug, self.at if self.way in _ECHOES else self.to, held)
         else:
-            model.meets_here(bug, self.at, fate.comes)
+            model.findings.meets_here(bug, self.at, fate.comes)
 
     def _ends(self, bug: str) -> int:
         """The rank that writes the value, or the one that reads it: the bug ends its process."""
@@ -579,9 +580,9 @@ class Carry(Step):
             handle.rref.forks.clear()
             handle.rref.made = True
             if self.at == self.to:
-                model.keeps(REFUSED_TO_SELF, self.at, Counters(owners=1, forks=1))
+                model.findings.keeps(REFUSED_TO_SELF, self.at, Counters(owners=1, forks=1))
             return self._fate(model).argument
-        model.use(handle)
+        model.creations.use(handle)
         return ""
 
     def _unmade(self, model: Model, handle: Handle) -> str:
@@ -600,7 +601,7 @@ class Carry(Step):
             model.unreadable(handle)
         elif handle.second and handle.fork:
             # torch marks the first one again, and so this one never.
-            model.asks_for_nothing("second-failed-remote", handle)
+            model.findings.asks_for_nothing("second-failed-remote", handle)
         return fate.unmade
 
     def _own(self, model: Model, call: str) -> str:

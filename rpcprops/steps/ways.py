@@ -33,8 +33,9 @@ from rpcprops.steps.base import (
 from rpcprops.steps.rrefs import OfHandle, ask_type
 
 if TYPE_CHECKING:
-    from rpcprops.oracle.model import Handle, Model
+    from rpcprops.oracle.model import Model
     from rpcprops.oracle.prediction import ErrorClass, StepPrediction
+    from rpcprops.oracle.rrefs import Handle
     from rpcprops.programs.scope import HandleInfo, Scope
     from rpcprops.strategies.drawing import StepDrawer
 
@@ -160,7 +161,7 @@ class Reach(Step):
             model.call(self.at, self.to, message, call if python else self._typed_payload)
             if python:
                 model.calls[self.to][call] += 1
-            late, slack = model.timed(self.at, message, self.timeout, self.seconds)
+            late, slack = model.times.timed(self.at, message, self.timeout, self.seconds)
             if late and python:
                 model.abandoned_calls[self.to].add(call)
             return model.shows(None if late == "timeout" else total, late, slack)
@@ -284,7 +285,7 @@ def _call_of(
         message = call_message(typed=typed)
         model.call(at, to, message, _typed_payload(of, raises) if typed else call)
         if typed:
-            late, slack = model.timed(at, message, *limits)
+            late, slack = model.times.timed(at, message, *limits)
         else:
             model.calls[to][call] += 1
             late, slack = model.gives_up(at, to, call, *limits)
@@ -307,31 +308,31 @@ def _call_by_proxy(
     The future holds the error of the call, as it does that of the question for the type. A proxy
     that has a timeout has been used before without one, so only the call itself may time out.
 
-    Returns: as :meth:`Model.timed`.
+    Returns: as :meth:`Times.timed`.
     """
     at, to = ranks
     timeout, seconds = limits
     # The default timeout is also that of the creation.
-    model.must_be_in_time(step, model.delay(at, MessageType.PYTHON_REMOTE_CALL))
+    model.times.check_in_time(step, model.times.delay(at, MessageType.PYTHON_REMOTE_CALL))
     handle, _ = model.remote(at, to, typed=False)
     try:
-        model.use(handle)
+        model.creations.use(handle)
         ask_type(model, handle, at, "", UNLIMITED_SLACK)
         handle.rref.made = True
         if timeout is not None:
             model.ask(at, to, MessageType.PYTHON_CALL, handle)
         model.ask(at, to, MessageType.PYTHON_CALL, handle)
         model.calls[to][call] += 1
-        limit = model.limit(timeout)
+        limit = model.times.limit(timeout)
         if limit is None:
             return "", UNLIMITED_SLACK
         # The owner accepts the RRef in the thread that answers, or in another.
-        accept = model.delay(to, MessageType.RREF_CHILD_ACCEPT) if at != to else 0.0
+        accept = model.times.delay(to, MessageType.RREF_CHILD_ACCEPT) if at != to else 0.0
         late, slack = model.gives_up(at, to, call, timeout, seconds, accept)
         by_future = isinstance(step, After) or step.how != "threads"
-        if by_future and model.delay(at, MessageType.PYTHON_CALL) >= limit:
+        if by_future and model.times.delay(at, MessageType.PYTHON_CALL) >= limit:
             # It may end while it is sent: see Through.
-            model.meets_in_proxy(handle, at)
+            model.findings.meets_in_proxy(handle, at)
         return late, slack
     finally:
         model.drop(handle)
@@ -573,7 +574,8 @@ class Ask(OfHandle):
             if not handle.confirmed:
                 return model.shows()
             if handle.of_owner:
-                model.meets_here("unconfirmed-user", self.at, r"expected \[True\], got \[False\]$")
+                says = r"expected \[True\], got \[False\]$"
+                model.findings.meets_here("unconfirmed-user", self.at, says)
         known: dict[str, list[Any]] = {
             "owner": [owner, model.group.name_of(owner)],
             "owner_name": [model.group.name_of(owner)],
@@ -640,13 +642,13 @@ class Method(Step):
         if not handle.broken:
             model.calls[self.to][call] += 1
         try:
-            model.use(handle)
+            model.creations.use(handle)
             self._ask_type(model, handle)
             # The owner answers once it has the value.
             handle.rref.made = True
             if self.form == "missing":
                 if self.how == "async":
-                    model.meets_in_proxy(handle, self.at)
+                    model.findings.meets_in_proxy(handle, self.at)
                 return model.shows(["AttributeError"])
             step = 6.0 if self.form == "kwargs" else 2.0
             totals = [self.start + step, self.start + step + step]
@@ -663,13 +665,13 @@ class Method(Step):
             model.certain = False
             late = ""
             if self.how == "async" and handle.fork:
-                model.meets_in_proxy(handle, self.at)
+                model.findings.meets_in_proxy(handle, self.at)
         try:
             ask_type(model, handle, self.at, late, slack)
         except StepFails as failed:
             # A message that cannot be sent raises before a future exists.
             if self.how == "async" and handle.fork and failed.error != "injected":
-                model.meets_in_proxy(handle, self.at)
+                model.findings.meets_in_proxy(handle, self.at)
             raise
 
     def _timed(self, model: Model, seconds: float) -> tuple[ErrorClass, float]:
@@ -678,8 +680,8 @@ class Method(Step):
             return "", UNLIMITED_SLACK
         # The owner accepts the RRef in the thread that answers, or in another.
         far = self.at != self.to
-        accept = model.delay(self.to, MessageType.RREF_CHILD_ACCEPT) if far else 0.0
-        return model.timed(self.at, MessageType.PYTHON_CALL, self.timeout, seconds, accept)
+        accept = model.times.delay(self.to, MessageType.RREF_CHILD_ACCEPT) if far else 0.0
+        return model.times.timed(self.at, MessageType.PYTHON_CALL, self.timeout, seconds, accept)
 
     def _call(self, model: Model, handle: Handle, total: float, seconds: float) -> None:
         if self.how != "remote":
@@ -789,7 +791,7 @@ class Default(Step):
         if self.how in ("remote", "fetch"):
             return self._predict_rref(model, call)
         message = MessageType.PYTHON_CALL
-        late, slack = model.timed(self.at, message, self._timeout, self.sleeps)
+        late, slack = model.times.timed(self.at, message, self._timeout, self.sleeps)
         model.call(self.at, self.to, message, call)
         model.calls[self.to][call] += 1
         if late:
@@ -815,14 +817,14 @@ class Default(Step):
                 return model.shows(model.value(handle, self.at))
             # Its function has slept since it was created, also while the request is delayed.
             message = MessageType.PYTHON_RREF_FETCH_CALL
-            sleeps = max(0.0, self.sleeps - model.delay(self.at, message))
-            late, slack = model.timed(self.at, message, self._timeout, sleeps)
+            sleeps = max(0.0, self.sleeps - model.times.delay(self.at, message))
+            late, slack = model.times.timed(self.at, message, self._timeout, sleeps)
             value = model.value(handle, self.at)
             if late:
                 model.abandoned_calls[self.to].add(call)
                 handle.rref.made = False
                 model.unread = True
-                if model.delay(self.at, message) >= self._timeout:
+                if model.times.delay(self.at, message) >= self._timeout:
                     # It is sent when it has timed out, so that a delete may overtake it.
                     model.fetched_late(handle.rref, surely=False)
             return model.shows(None if late == "timeout" else value, late, slack)
@@ -834,7 +836,7 @@ class Default(Step):
         UsageError: the creation may time out.
         """
         message = MessageType.PYTHON_REMOTE_CALL
-        late, _ = model.timed(self.at, message, self._timeout, self.sleeps)
+        late, _ = model.times.timed(self.at, message, self._timeout, self.sleeps)
         if late:
             msg = f"{self!r}: under this plan its creation may time out; let seconds be longer."
             raise UsageError(msg)
