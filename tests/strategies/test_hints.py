@@ -114,7 +114,7 @@ def test_delays_are_of_every_scale() -> None:
     late = [
         delay
         for start in range(3)
-        for table in draws(fault_tables(), 150, start)
+        for table in draws(fault_tables(), 400, start)
         for delay in table.messages_to_delay.values()
     ]
     scales = [0.0, 0.02, 0.2, 1.0, 2.0]
