@@ -79,7 +79,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, environment: dict[str, str
         ([], "sweep needs a PROGRAM"),
         (["just_dropped", "--ranks", "some"], "--ranks 'some' must be 'all', 'each' or 'pairs'"),
         (["just_dropped", "--transport", "udp"], "--transport 'udp' must be"),
-        (["just_dropped", "--points", "--agent", "tensorpipe"], "cannot act on single messages"),
+        (["just_dropped", "--points", "--agent", "tensorpipe"], "injects no faults"),
     ],
 )
 def test_misuse(tmp_path: Path, refusing: Commands, words: list[str], said: str) -> None:

@@ -106,8 +106,8 @@ def test_recursion_runs_out_of_threads_as_predicted(
         # Ranks with a thread left come to rest when the default timeout comes, and others do not.
         Program(3, (Recurse(0, (1, 2, 2), timeout=9.0),), num_worker_threads=1, rpc_timeout=65.0),
         Program(3, (Recurse(0, (1, 1, 2, 0)),), num_worker_threads=2, rpc_timeout=65.0),
-        # The caller has no thread left for its timeout.
-        Program(2, (Recurse(0, (1, 0, 1), timeout=3.0),), num_worker_threads=1),
+        # The caller has no thread left for its timeout, which comes late enough for that.
+        Program(2, (Recurse(0, (1, 0, 1), timeout=300.0),), num_worker_threads=1),
     ],
 )
 def test_where_no_timeout_comes_the_finding_explains_it(program: Program) -> None:
