@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan
+from rpcprops.faults import FaultPlan, FaultTable
 from rpcprops.oracle import judge, predict, set_apart
 from rpcprops.outcomes import Violation
 from rpcprops.programs import Drop, End, Fetch, Own, Program, Remote, Settle, Step
@@ -83,6 +83,16 @@ def test_a_death_with_no_delete_under_way_is_a_failure(program: Program) -> None
     """The finding is not met, whatever signal ends the rank."""
     assert NAME not in predict(program, FaultPlan()).known_bugs
     assert reported(program, 0, 11) == ((), ["RankDied"])
+
+
+@pytest.mark.parametrize("ignores", [False, True])
+def test_a_fetch_races_a_shutdown_that_ignores_leaks(ignores: bool) -> None:
+    """An owner that raises about the fork that is left never comes to what fetches look at."""
+    late = FaultTable(messages_to_delay={"PYTHON_RREF_FETCH_CALL": 8.0})
+    plan = FaultPlan(by_rank={1: late})
+    end = End("at once", ignores_leaks=ignores)
+    program = replace(RACES, steps=(*DROPS[:3], Fetch(1, "a", timeout=2.0)), end=end)
+    assert (NAME in predict(program, plan).known_bugs) is ignores
 
 
 def test_a_death_before_the_shutdown_is_a_failure() -> None:
