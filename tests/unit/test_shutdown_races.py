@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, FaultTable
+from rpcprops.faults import FaultPlan, FaultTable, MessageFault
 from rpcprops.oracle import judge, predict, set_apart
 from rpcprops.outcomes import Violation
 from rpcprops.programs import Drop, End, Fetch, Own, Program, Remote, Settle, Step
@@ -165,6 +165,26 @@ def test_what_a_remote_cannot_make_is_refused(given: dict[str, Any], message: st
     """Only a TorchScript function makes values of another size."""
     with pytest.raises(UsageError, match=message):
         Program(2, (Remote(0, 1, "a", **given),))
+
+
+@pytest.mark.parametrize(
+    ("timeout", "plan"),
+    [
+        (2.0, FaultPlan(by_rank={0: FaultTable(messages_to_delay={"SCRIPT_REMOTE_CALL": 8.0})})),
+        (None, FaultPlan(others=(MessageFault(0, "lose", "SCRIPT_REMOTE_CALL"),))),
+        (None, FaultPlan(others=(MessageFault(1, "lose", "REMOTE_RET", to=0),))),
+    ],
+)
+def test_many_creations_of_a_remote_may_not_time_out(
+    timeout: float | None, plan: FaultPlan
+) -> None:
+    """A fault may act on one beside the kept one, and a second one that fails is never marked."""
+    made = Remote(0, 1, "a", flavour="script", timeout=timeout)
+    program = Program(2, (made, Settle(), Fetch(0, "a")), rpc_timeout=65.0)
+    assert predict(program, plan).steps[2].error == "creation"
+    many = replace(program, steps=(replace(made, beside=2), *program.steps[1:]))
+    with pytest.raises(UsageError, match=r"creations end by their timeout, .* let beside be 0"):
+        predict(many, plan)
 
 
 def test_only_a_shutdown_at_once_can_ignore_leaks() -> None:
