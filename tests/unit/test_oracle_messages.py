@@ -655,6 +655,16 @@ REFUSED: tuple[tuple[Program, MessageFault, str], ...] = (
         "waits for it",
     ),
     (
+        Program(3, (Chain(0, 1, 2),), rpc_timeout=65.0),
+        MessageFault(0, "lose", "PYTHON_CALL"),
+        "shows without its own message is not modelled",
+    ),
+    (
+        Program(3, (Chain(0, 1, 2),), rpc_timeout=65.0),
+        MessageFault(1, "lose", "PYTHON_CALL"),
+        "a function of .* waits for it",
+    ),
+    (
         Program(2, (Call(0, 1, timeout=2.0), Call(0, 1))),
         MessageFault(0, "delay", "PYTHON_CALL", n=2, delay=3.0),
         "has no timeout",
