@@ -1032,7 +1032,7 @@ class Model:
         surely: float = 0.0,
         perhaps: float = 0.0,
     ) -> tuple[ErrorClass, float]:
-        """:meth:`timed` for a call of a Python function at `to`, which runs all the same.
+        """:meth:`Times.timed` for a call of a Python function at `to`, which runs all the same.
 
         `call` is the name under which the function notes that it ran, "" if it does not.
         """
