@@ -192,3 +192,6 @@ def test_only_a_shutdown_at_once_can_ignore_leaks() -> None:
     assert repr(End("at once", ignores_leaks=True)) == "End('at once', ignores_leaks=True)"
     with pytest.raises(UsageError, match="ignores_leaks=True needs how='at once', not 'graceful'"):
         End(ignores_leaks=True)
+    wrong: Any = "no"
+    with pytest.raises(UsageError, match=r"ignores_leaks='no' .type str. must be True or False"):
+        End("at once", ignores_leaks=wrong)
