@@ -696,6 +696,10 @@ class Model:
         """
         finding = "rref-sent-after-reinit"
         self.findings.meets(finding)
+        if self.facts.has_bug(finding):
+            # A function that waits for the refused message raises itself, and handles do not come.
+            texts = (self.facts.texts.stopped, self.facts.texts.remote, "MissingHandleError")
+            self.spoiled.now.add(Sign(finding, "|".join(map(re.escape, texts))))
         owner = handle.rref.owner
         is_request = receiver != owner
         message = MessageType.RREF_FORK_REQUEST if is_request else MessageType.RREF_CHILD_ACCEPT
