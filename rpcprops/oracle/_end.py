@@ -118,7 +118,7 @@ def _cut_off(model: Model, found: Prediction, *, forgets: bool) -> Prediction:
     cleaning = found.may_warn_unreleased_context | since.cleaning
     most = since.most_left(model.rrefs, model.sends, found.counters)
     lacking = since.may_lack(model.sends, model.in_contexts.sent, waited, abandoned)
-    for rank in may_race(most, lacking):
+    for rank in may_race(most, lacking, forgets=forgets):
         _meets_race(model, rank, forgets=forgets)
     return replace(
         found,

@@ -48,10 +48,9 @@ def can_cause(
         return bool(re.search(needed, log, re.MULTILINE))
     if not finding.says or violation.promise not in ("UnexpectedError", "MissingError"):
         return True
-    if finding.says == "stopped":
-        # A function that waits for the refused message raises itself, and handles do not come.
-        says = (facts.texts.stopped, facts.texts.remote, "MissingHandleError")
-        return any(text in violation.message for text in says)
+    if finding.says == "placed":
+        # The program meets it in certain steps, and a Met for each says what that step shows.
+        return False
     said = {name: f"{re.escape(WORDS[name])}|{text}" for name, text in patterns(facts).items()}
     return bool(re.search(said[finding.says], violation.message))
 

@@ -50,32 +50,40 @@ from rpcprops.oracle._waited import Waited, step_of
 from rpcprops.oracle.prediction import Send, WireKind
 from rpcprops.outcomes import Counters
 
-#: Requests for which an owner looks up an RRef among those that it owns, or changes its forks
+#: Requests for which an owner changes what it knows of the forks of an RRef
 #: (``request_callback_no_python.cpp``: processRRefUserDelete calls RRefContext::delForkOfOwner,
-#: assignOwnerRRef RRefContext::getOrCreateOwnerRRef, retrieveOwnerRRef RRefContext::getOwnerRRef).
-_OF_OWNED = frozenset(
+#: assignOwnerRRef RRefContext::getOrCreateOwnerRRef and addForkOfOwner).
+_OF_FORKS = frozenset(
     {
         WireMessageType.RREF_USER_DELETE,
         WireMessageType.PYTHON_REMOTE_CALL,
         WireMessageType.SCRIPT_REMOTE_CALL,
-        WireMessageType.PYTHON_RREF_FETCH_CALL,
-        WireMessageType.SCRIPT_RREF_FETCH_CALL,
     }
+)
+#: Those for which it only looks an RRef up (retrieveOwnerRRef calls RRefContext::getOwnerRRef).
+_OF_OWNERS = frozenset(
+    {WireMessageType.PYTHON_RREF_FETCH_CALL, WireMessageType.SCRIPT_RREF_FETCH_CALL}
 )
 
 
-def may_race(most: Sequence[Counters], lacking: Mapping[WireKind, int]) -> frozenset[int]:
+def may_race(
+    most: Sequence[Counters], lacking: Mapping[WireKind, int], *, forgets: bool
+) -> frozenset[int]:
     """The owners that may be serving such a request while their shutdown forgets what they own.
 
-    ``rref_context.cpp``: RRefContext::destroyInstance walks through ``forks_`` and ``owners_``, and
-    empties the latter, without ``mutex_``, under which the threads of the agent read and change
-    them (shutdown-races-delete).
+    ``rref_context.cpp``: RRefContext::destroyInstance walks through ``forks_``, and then through
+    ``owners_``, which it empties, without ``mutex_``, under which the threads of the agent read and
+    change them (shutdown-races-delete). Where there are forks and leaks are not ignored, it raises
+    before it comes to ``owners_``. So a fetch, which looks at ``owners_`` alone, does not race it
+    then, unless another request takes the last fork away, or brings an RRef that has none yet.
 
     Args:
         most: the most that each rank may own.
         lacking: the messages that may be under way.
+        forgets: whether leaks are ignored.
     """
-    asked = {to for (_, to, message), times in lacking.items() if times and message in _OF_OWNED}
+    kinds = _OF_FORKS | _OF_OWNERS if forgets else _OF_FORKS
+    asked = {to for (_, to, message), times in lacking.items() if times and message in kinds}
     return frozenset(rank for rank in asked if most[rank].owners)
 
 

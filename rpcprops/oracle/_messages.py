@@ -630,6 +630,8 @@ class Disturbances:
         waits_for_it = not (step.op == "nest" and message in _REMOTES)
         if fate == "twice" and message in _FETCHES:
             return
+        if is_own and step.op not in _LOSABLE:
+            raise refused(fault, f"what {step!r} shows without its own message is not modelled")
         if (not is_own and waits_for_it) or step.op not in _LOSABLE:
             why = (
                 f"a function of {step!r} waits for it; its timeout and that of its caller come at "

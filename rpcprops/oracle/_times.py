@@ -74,7 +74,7 @@ class Times:
             if self.own_deletes.hold(at, message, timeout):
                 return "timeout", UNLIMITED_SLACK
             if self.now.fate in UNHEARD:
-                # The timeout comes, whatever else may be late: see _struck.
+                # The timeout comes, whatever else may be late: see Model._struck.
                 return "", UNLIMITED_SLACK
             late = timeout - slack + perhaps + self.disturbed.seconds
             # Where the timeout comes first anyhow, what is late only makes that clearer.

@@ -696,6 +696,10 @@ class Model:
         """
         finding = "rref-sent-after-reinit"
         self.findings.meets(finding)
+        if self.facts.has_bug(finding):
+            # A function that waits for the refused message raises itself, and handles do not come.
+            texts = (self.facts.texts.stopped, self.facts.texts.remote, "MissingHandleError")
+            self.spoiled.now.add(Sign(finding, "|".join(map(re.escape, texts))))
         owner = handle.rref.owner
         is_request = receiver != owner
         message = MessageType.RREF_FORK_REQUEST if is_request else MessageType.RREF_CHILD_ACCEPT
@@ -1032,7 +1036,7 @@ class Model:
         surely: float = 0.0,
         perhaps: float = 0.0,
     ) -> tuple[ErrorClass, float]:
-        """:meth:`timed` for a call of a Python function at `to`, which runs all the same.
+        """:meth:`Times.timed` for a call of a Python function at `to`, which runs all the same.
 
         `call` is the name under which the function notes that it ran, "" if it does not.
         """

@@ -60,17 +60,19 @@ class _Counter:
         self._record = record
         #: What Hypothesis has chosen for the example that runs now; None outside of Hypothesis.
         self._data: Any = None
+        #: Whether Hypothesis runs it once and for all: one of ``@example``, or a failure again.
+        self._is_final = False
         self._is_open = False
         self._is_armed = False
         self._counted: set[int] = set()
 
     def ended(self, plan: FaultPlan, outcome: Outcome) -> None:
         """A cluster has ended in the example that runs now."""
-        data = _data()
+        data, is_final = _data()
         if data is not self._data:
             self.close()
         self._record.drawn = self._record.drawn or data is not None
-        self._data, self._is_open = data, True
+        self._data, self._is_final, self._is_open = data, is_final, True
         self._is_armed = self._is_armed or is_armed(plan, outcome)
 
     def close(self) -> None:
@@ -78,7 +80,7 @@ class _Counter:
         if self._is_open and not self._is_known():
             self._record.examples += 1
             self._record.armed += self._is_armed
-        self._data, self._is_open, self._is_armed = None, False, False
+        self._data, self._is_final, self._is_open, self._is_armed = None, False, False, False
 
     def _is_known(self) -> bool:
         """Whether it was counted before, or Hypothesis has given it up."""
@@ -88,14 +90,22 @@ class _Counter:
 
         key = hash(tuple(map(repr, self._data.choices)))
         is_known = key in self._counted or self._data.status < Status.VALID
-        self._counted.add(key)
+        if self._data.choices or not self._is_final:
+            # For each ``@example`` Hypothesis chooses nothing, so they are all alike to us.
+            self._counted.add(key)
         return is_known
 
 
-def _data() -> Any:
-    """What Hypothesis chooses for the example that runs now; None outside of an example."""
+def _data() -> tuple[Any, bool]:
+    """What Hypothesis chooses for the example that runs now, and whether that run is final.
+
+    None and False outside of an example.
+    """
     if "hypothesis" not in sys.modules:
-        return None
+        return None, False
     from hypothesis.control import current_build_context, currently_in_test_context
 
-    return current_build_context().data if currently_in_test_context() else None
+    if not currently_in_test_context():
+        return None, False
+    context = current_build_context()
+    return context.data, context.is_final

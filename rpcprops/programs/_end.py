@@ -48,8 +48,8 @@ class End:
 
     Raises:
         UsageError: there is no such way; or `waits` is no tuple of up to 16 numbers from 0 to 1000;
-            or a rank comes so late that owners may have given it up; or leaks are ignored by a
-            graceful shutdown.
+            or a rank comes so late that owners may have given it up; or `ignores_leaks` is no
+            bool, or leaks are ignored by a graceful shutdown.
     """
 
     how: Shutdown = "graceful"
@@ -66,6 +66,10 @@ class End:
             msg = f"{argument('waits', self.waits)} must be {must_be}."
             raise UsageError(msg)
         object.__setattr__(self, "waits", tuple(float(wait) for wait in given))
+        ignores: object = self.ignores_leaks
+        if not isinstance(ignores, bool):
+            msg = f"{argument('ignores_leaks', ignores)} must be True or False."
+            raise UsageError(msg)
         if self.ignores_leaks and self.how != "at once":
             msg = f"ignores_leaks=True needs how='at once', not {self.how!r}."
             raise UsageError(msg)

@@ -268,7 +268,7 @@ class Context(Step):
         if ended == "injected":
             # That comes at once, and so the cleanup may come before the creation.
             model.abandoned_calls[rank].add(call)
-            model.findings.keeps("context-after-cleanup", rank, Counters(contexts=1))
+            model.findings.keeps_perhaps("context-after-cleanup", rank, Counters(contexts=1))
         raise StepFails(error=error)
 
     def _note_calls(self, model: Model, call: str) -> None:

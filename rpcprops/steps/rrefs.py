@@ -199,6 +199,12 @@ class Remote(Step):
         """
         message = remote_message(typed=self.flavour != "python")
         late, slack = model.times.timed(self.at, message, self.timeout, surely, perhaps)
+        if self.beside and (late or model.own_fate not in ("", "fail")):
+            msg = (
+                f"{self!r}: some of its creations end by their timeout, and what becomes of those "
+                f"beside {self.out!r} is not modelled; let beside be 0."
+            )
+            raise UsageError(msg)
         if late == "unknown":
             least = model.times.delay(self.at, message) + surely
             msg = (

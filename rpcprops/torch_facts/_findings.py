@@ -16,7 +16,7 @@ from rpcprops.torch_facts._versions import release
 #: yet ("unlisted"), or torch has mended it, or had not broken it yet ("fixed").
 Status = Literal["listed", "unlisted", "fixed"]
 #: The errors that are recognised by their text.
-ErrorWords = Literal["", "remote", "creation", "injected", "timeout", "stopped"]
+ErrorWords = Literal["", "remote", "creation", "injected", "timeout", "placed"]
 #: The signs of a finding in a log: an error whose text cannot be read, a failed assertion about an
 #: RRef without an owner, or a shutdown that has waited in vain for RRefs.
 LogWords = Literal["", "unreadable", "owner_assertion", "waited", "terminated"]
@@ -39,7 +39,7 @@ class Finding:
         source: its place in torch's source.
         shows_as: every exception class by which it may show in another program.
         says: the class of error in its UnexpectedError or MissingError, if it is always the same
-            class.
+            class; "placed" if the program says what comes in which step.
         logs: the kind of its ErrorInLog; empty if it shows in no log.
         leak_logs: what the log of the leaking rank must show before the finding explains the leak;
             empty if it explains every RRefLeak.
@@ -711,7 +711,7 @@ _ALL = (
         shows_as=frozenset(
             {"UnexpectedError", "NotRunOnce", "OwnerGone", "RRefLeak", "CallLeak", "RankHung"}
         ),
-        says="stopped",
+        says="placed",
         logs="waited",
         changes_answers="The receiver raises while it reads the request.",
     ),

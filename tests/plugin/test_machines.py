@@ -79,7 +79,7 @@ TestLateEverywhere = LateEverywhere.TestCase
 
 #: Machines whose runs are counted, tests that run programs, and machines that are set up wrongly.
 OTHERS = """
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule, run_state_machine_as_test
 
@@ -145,6 +145,15 @@ def test_function():
 @given(number=st.integers(0, 9))
 def test_programs(number):
     rpcprops.run(Program(2, (Call(0, 1, (float(number),), (1.0,)),)))
+
+
+@few
+@example(number=10)
+@example(number=11)
+@given(number=st.just(12))
+def test_examples(number):
+    rpcprops.run(Program(2, (Call(0, 1, (float(number),), (2.0,)),)))
+    assert number < 12
 
 
 def test_program():
@@ -252,6 +261,8 @@ def test_programs_are_counted(others: Any) -> None:
     """Each different example of a test that runs programs; a test without ranks is left out."""
     _, report = others
     assert report["test_programs"]["examples"] == report["test_programs"]["clusters"] == 3
+    # Two that the test names itself, and one that fails, which Hypothesis runs again.
+    assert report["test_examples"]["examples"] == report["test_examples"]["clusters"] == 3
     assert report["test_program"]["examples"] == report["test_program"]["clusters"] == 1
     assert not report["test_program"]["drawn"]
     assert "test_no_ranks" not in report

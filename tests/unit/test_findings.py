@@ -921,6 +921,25 @@ def test_a_timeout_elsewhere_is_not_that_of_an_rref_that_was_refused() -> None:
             assert (name in apart(Program(2, steps), late)[0]) is is_its_own
 
 
+def test_an_error_elsewhere_is_not_that_of_an_rref_that_was_refused() -> None:
+    """Only the step that sends it, and those that use what it was to make, show the refusal."""
+    steps = (
+        Rejoin(0),
+        Remote(0, 1, "a"),
+        Fetch(0, "a"),
+        Share(0, "a", 2, "b"),
+        Fetch(2, "b"),
+        Fetch(0, "a"),
+        Call(0, 1),
+    )
+    name = "rref-sent-after-reinit"
+    for said in ("On WorkerInfo(id=1", "RPC is no longer running", "MissingHandleError"):
+        text = f"expected no error, got RuntimeError: {said}"
+        for step, rank in ((1, 0), (2, 0), (3, 0), (4, 2), (5, 0), (6, 0)):
+            wrong = Violation("UnexpectedError", text, rank, step)
+            assert (name in apart(Program(3, steps), wrong)[0]) is (step in (3, 4))
+
+
 def test_only_a_user_cannot_send_an_rref_after_a_second_init() -> None:
     """Its owner may, and before the second init anybody may."""
     name = "rref-sent-after-reinit"

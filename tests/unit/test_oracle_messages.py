@@ -13,7 +13,8 @@ import pytest
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable, MessageFault, MessageType, NthMessage
 from rpcprops.oracle import Prediction, lost_seconds, predict
-from rpcprops.outcomes import Counters
+from rpcprops.oracle._findings import explanations
+from rpcprops.outcomes import Counters, Violation
 from rpcprops.programs import (
     Call,
     Chain,
@@ -32,6 +33,7 @@ from rpcprops.programs import (
     Share,
     Step,
 )
+from rpcprops.torch_facts import NEWEST
 
 #: Each sort of message that a user sends, and each that torch sends by itself.
 PROGRAM = Program(
@@ -491,6 +493,19 @@ def test_a_context_that_fetches_what_was_lost() -> None:
     assert inner.steps[0].error == "remote"
 
 
+def test_each_context_whose_fetch_fails_may_stay_or_not() -> None:
+    """The cleanup follows at once, and comes before the creation or after it."""
+    steps = (Context(0, "x", (1,), rrefs=True), Context(0, "y", (1,), rrefs=True), Settle())
+    program = Program(2, steps, rpc_timeout=65.0)
+    faults = (MessageFault(0, "fail", "FORWARD_AUTOGRAD_REQ", n=n) for n in (2, 4))
+    met = under(*faults, program=program).met
+    for held in ("1 context", "2 contexts"):
+        leak = Violation("ContextLeak", f"worker1 holds {held}; expected nothing", 1, 2)
+        assert explanations(met, leak, NEWEST) == ("context-after-cleanup",)
+    more = Violation("ContextLeak", "worker1 holds 3 contexts; expected nothing", 1, 2)
+    assert explanations(met, more, NEWEST) == ()
+
+
 def test_a_lost_share_leaves_its_fork() -> None:
     """The sender waits for the accept of a child that does not exist, as beyond the budget."""
     said = under(MessageFault(0, "lose", "PYTHON_CALL", to=2))
@@ -653,6 +668,16 @@ REFUSED: tuple[tuple[Program, MessageFault, str], ...] = (
         ),
         MessageFault(0, message="RREF_FORK_REQUEST", **LATE),
         "waits for it",
+    ),
+    (
+        Program(3, (Chain(0, 1, 2),), rpc_timeout=65.0),
+        MessageFault(0, "lose", "PYTHON_CALL"),
+        "shows without its own message is not modelled",
+    ),
+    (
+        Program(3, (Chain(0, 1, 2),), rpc_timeout=65.0),
+        MessageFault(1, "lose", "PYTHON_CALL"),
+        "a function of .* waits for it",
     ),
     (
         Program(2, (Call(0, 1, timeout=2.0), Call(0, 1))),

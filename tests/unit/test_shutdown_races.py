@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan
+from rpcprops.faults import FaultPlan, FaultTable, MessageFault
 from rpcprops.oracle import judge, predict, set_apart
 from rpcprops.outcomes import Violation
 from rpcprops.programs import Drop, End, Fetch, Own, Program, Remote, Settle, Step
@@ -83,6 +83,16 @@ def test_a_death_with_no_delete_under_way_is_a_failure(program: Program) -> None
     """The finding is not met, whatever signal ends the rank."""
     assert NAME not in predict(program, FaultPlan()).known_bugs
     assert reported(program, 0, 11) == ((), ["RankDied"])
+
+
+@pytest.mark.parametrize("ignores", [False, True])
+def test_a_fetch_races_a_shutdown_that_ignores_leaks(ignores: bool) -> None:
+    """An owner that raises about the fork that is left never comes to what fetches look at."""
+    late = FaultTable(messages_to_delay={"PYTHON_RREF_FETCH_CALL": 8.0})
+    plan = FaultPlan(by_rank={1: late})
+    end = End("at once", ignores_leaks=ignores)
+    program = replace(RACES, steps=(*DROPS[:3], Fetch(1, "a", timeout=2.0)), end=end)
+    assert (NAME in predict(program, plan).known_bugs) is ignores
 
 
 def test_a_death_before_the_shutdown_is_a_failure() -> None:
@@ -157,8 +167,31 @@ def test_what_a_remote_cannot_make_is_refused(given: dict[str, Any], message: st
         Program(2, (Remote(0, 1, "a", **given),))
 
 
+@pytest.mark.parametrize(
+    ("timeout", "plan"),
+    [
+        (2.0, FaultPlan(by_rank={0: FaultTable(messages_to_delay={"SCRIPT_REMOTE_CALL": 8.0})})),
+        (None, FaultPlan(others=(MessageFault(0, "lose", "SCRIPT_REMOTE_CALL"),))),
+        (None, FaultPlan(others=(MessageFault(1, "lose", "REMOTE_RET", to=0),))),
+    ],
+)
+def test_many_creations_of_a_remote_may_not_time_out(
+    timeout: float | None, plan: FaultPlan
+) -> None:
+    """A fault may act on one beside the kept one, and a second one that fails is never marked."""
+    made = Remote(0, 1, "a", flavour="script", timeout=timeout)
+    program = Program(2, (made, Settle(), Fetch(0, "a")), rpc_timeout=65.0)
+    assert predict(program, plan).steps[2].error == "creation"
+    many = replace(program, steps=(replace(made, beside=2), *program.steps[1:]))
+    with pytest.raises(UsageError, match=r"creations end by their timeout, .* let beside be 0"):
+        predict(many, plan)
+
+
 def test_only_a_shutdown_at_once_can_ignore_leaks() -> None:
     """A graceful one that leaves something is to raise."""
     assert repr(End("at once", ignores_leaks=True)) == "End('at once', ignores_leaks=True)"
     with pytest.raises(UsageError, match="ignores_leaks=True needs how='at once', not 'graceful'"):
         End(ignores_leaks=True)
+    wrong: Any = "no"
+    with pytest.raises(UsageError, match=r"ignores_leaks='no' .type str. must be True or False"):
+        End("at once", ignores_leaks=wrong)
