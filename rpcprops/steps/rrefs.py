@@ -608,8 +608,12 @@ class Fetch(OfHandle):
         if self.at != handle.owner and drawer.ends(self.at, message, self.timeout):
             drawer.given_up |= drawer.same_rref(self.handle)
         if self.handle in drawer.uncreated:
-            # The value comes only if torch has not marked the RRef by then. So it may not be made.
+            # The value comes only if torch has not marked the RRef by then. It has where the message
+            # itself was late.
             drawer.note_uncertain(self.handle)
+            creation = remote_message(typed=handle.typed)
+            if self.timeout is None and not drawer.delay_milliseconds(self.at, creation):
+                drawer.waited |= drawer.same_rref(self.handle)
             return
         lasts = self.handle in drawer.lasting
         if (self.timeout is None and not lasts) or self.handle not in drawer.making:

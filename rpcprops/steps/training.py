@@ -30,6 +30,7 @@ from rpcprops.steps.optimizers import (
     rprop,
 )
 from rpcprops.steps.rrefs import ask_type
+from rpcprops.torch_facts import UNKNOWN
 
 if TYPE_CHECKING:
     from rpcprops.oracle.model import Model
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from rpcprops.oracle.rrefs import Handle
     from rpcprops.programs.scope import Scope
     from rpcprops.strategies.drawing import StepDrawer
+    from rpcprops.torch_facts import TorchFacts
 
 _MOST_OWNERS = 3
 _MOST_ROUNDS = 9
@@ -400,9 +402,8 @@ class Train(_Optimizing):
         starts = [[x + number for x in self.value] for number in range(len(self.owners))]
         ends = self._computed(starts)
         self._optimized(model, call, ends or starts, self._uses)
-        for name in self.flaws():
-            raised = _raised(model) if name == "adagrad-wrong-parameter" else ""
-            model.findings.meets_here(name, self.at, f"{re.escape(_FLAWS[name])}${raised}")
+        for name in self.flaws(model.facts):
+            model.findings.meets_here(name, self.at, _says(name, model))
         if ends is None:
             return model.shows({"parameters": None})
         self._meet_rounding(model, starts, ends)
@@ -435,12 +436,17 @@ class Train(_Optimizing):
         """For each step, whether a parameter is in its loss."""
         return tuple(number in used for used in self._uses)
 
-    def flaws(self) -> list[str]:
-        """The findings that change the parameters."""
+    def flaws(self, facts: TorchFacts) -> list[str]:
+        """The findings that change the parameters, or end the step instead.
+
+        In Python, Adagrad needs as many gradients as parameters: ``zip(..., strict=True)`` in
+        ``torch/optim/adagrad.py``, _single_tensor_adagrad. TorchScript knows no ``strict``.
+        """
         found: list[str] = []
         if has_other_rate(self.optimizer, self.options):
             found.append("functional-default-rate")
-        if self.optimizer == "Adagrad" and self._shifts:
+        shifts = self._shifts if facts.compiles_optimizers else bool(self.left_out)
+        if self.optimizer == "Adagrad" and shifts:
             found.append("adagrad-wrong-parameter")
         if self.optimizer in ORDINARY and self._goes_stale:
             found.append("stale-gradients")
@@ -486,7 +492,8 @@ class Train(_Optimizing):
         message = f"expected the parameters {wanted!r}, got {parameters!r}, and {alone!r} alone"
         otherwise = seen.get("otherwise")
         if otherwise is not None and is_close(parameters, otherwise) and is_close(alone, wanted):
-            message += "".join(f", {_FLAWS[name]}" for name in self.flaws())
+            # Adagrad gets here only where it is compiled.
+            message += "".join(f", {_FLAWS[name]}" for name in self.flaws(UNKNOWN))
         return [Violation("WrongValue", message)]
 
     @classmethod
@@ -514,11 +521,12 @@ class Train(_Optimizing):
             return replace(found, refused=refused)
         options = drawer.pick(_combinations(optimizer, rounded=rounds_factor))
         found = replace(found, options=options)
-        if any(drawer.facts.has_bug(name) for name in found.flaws()):
+        if any(drawer.facts.has_bug(name) for name in found.flaws(drawer.facts)):
             found = replace(found, options=())
         left_out = drawer.pick(_left_out(rounds, len(owners)))
         other = replace(found, left_out=left_out)
-        return found if any(drawer.facts.has_bug(name) for name in other.flaws()) else other
+        is_met = any(drawer.facts.has_bug(name) for name in other.flaws(drawer.facts))
+        return found if is_met else other
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
@@ -558,15 +566,11 @@ def _left_out(rounds: int, number: int) -> tuple[tuple[tuple[int, int], ...], ..
     return (*[()] * max(1, len(found)), *found)
 
 
-def _raised(model: Model) -> str:
-    """What else a shifted Adagrad shows: Python's ``zip(..., strict=True)`` raises a ValueError.
-
-    TorchScript knows no ``strict`` (torch/optim/adagrad.py: _single_tensor_adagrad). A torch that
-    rounds no factor of Rprop any more does without TorchScript.
-    """
-    if model.facts.has_bug("rounded-rprop-factor"):
-        return ""
-    return f"|got ValueError: .*{re.escape(model.facts.texts.remote)}"
+def _says(name: str, model: Model) -> str:
+    """What the message says where that finding shows, as a regular expression."""
+    if name == "adagrad-wrong-parameter" and not model.facts.compiles_optimizers:
+        return f"got ValueError: .*{re.escape(model.facts.texts.remote)}"
+    return f"{re.escape(_FLAWS[name])}$"
 
 
 def _is_table(value: object, rows: int, columns: int) -> bool:

@@ -18,6 +18,9 @@ DTYPES_SINCE = {
     "bcomplex32": "2.14",
 }
 
+#: The first release whose DistributedOptimizer does without TorchScript.
+_IN_PYTHON = (2, 14)
+
 
 @dataclass(frozen=True, slots=True)
 class TorchFacts:
@@ -53,6 +56,15 @@ class TorchFacts:
             KeyError: there is no such finding.
         """
         return FINDINGS[name].is_before(self.version)
+
+    @property
+    def compiles_optimizers(self) -> bool:
+        """Whether DistributedOptimizer compiles its functional optimizers as TorchScript.
+
+        ``torch/distributed/optim/optimizer.py`` has _ScriptLocalOptimizer up to 2.13, and from 2.14
+        on _FunctionalLocalOptimizer, which runs them in Python.
+        """
+        return release(self.version) < _IN_PYTHON
 
     def as_if_mended(self) -> TorchFacts:
         """The same torch without any known finding: what draws for it avoids nothing."""

@@ -469,11 +469,13 @@ _ALL = (
         why=(
             "The functional Adagrad passes all parameters of an owner on, but gradients and state "
             "of those alone that have a gradient. So where a parameter has none, those that "
-            "follow get each other's gradients, and one gets none."
+            "follow get each other's gradients, and one gets none. From torch 2.14 on it is not "
+            "compiled, and raises instead, also where no parameter follows."
         ),
         source=(
             "torch/distributed/optim/functional_adagrad.py: _FunctionalAdagrad.step gives "
-            "F.adagrad `params` in place of `params_with_grad`"
+            "F.adagrad `params` in place of `params_with_grad`; torch/optim/adagrad.py: "
+            "_single_tensor_adagrad, zip(..., strict=True)"
         ),
         shows_as=frozenset({"WrongValue", "UnexpectedError"}),
         says="remote",

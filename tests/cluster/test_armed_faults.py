@@ -273,7 +273,10 @@ def test_what_cannot_be_armed_is_refused(rpc_cluster: ClusterFactory) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"agent": TensorPipe.name, "init": False}, "TENSORPIPE injects no faults, so it cannot carry out FaultTable"),
+        (
+            {"agent": TensorPipe.name, "init": False},
+            "TENSORPIPE injects no faults, so it cannot carry out FaultTable",
+        ),
         ({"shutdown_faults": True}, "has shutdown_faults=True"),
     ],
 )

@@ -69,8 +69,16 @@ def test_a_parameter_that_is_not_in_a_loss(agent: str | None) -> None:
         for name in OPTIMIZERS
         for number, left_out in enumerate([((0, 0), (2, 2)), ((1, 1),), ((0, 2), (1, 2))])
     ]
-    known, _ = known_in(steps, agent)
-    finding = {"adagrad-wrong-parameter", "stale-gradients"}
+    adagrad = "adagrad-wrong-parameter"
+    # Where it is not compiled, it raises, which ends a program.
+    raises = not installed().compiles_optimizers
+    alone = [step for step in steps if raises and step.optimizer == "Adagrad"]
+    known, _ = known_in([step for step in steps if step not in alone], agent)
+    for step in alone:
+        found, _ = known_in([step], agent)
+        assert found == ({adagrad} if installed().has_bug(adagrad) else set())
+        known |= found
+    finding = {adagrad, "stale-gradients"}
     assert known - {"rounded-rprop-factor"} == {one for one in finding if installed().has_bug(one)}
 
 

@@ -716,6 +716,38 @@ def test_another_wrong_outcome_in_the_same_step_is_a_failure(name: str, message:
     assert apart(program, other) == ((), [violation.promise])
 
 
+@pytest.mark.parametrize(
+    ("version", "owners", "left_out", "met"),
+    [
+        ("2.13.0", (1, 1), ((1, 0),), True),
+        ("2.13.0", (1, 1), ((1, 1),), False),
+        ("2.13.0", (1, 0), ((1, 0),), False),
+        ("2.14.1", (1, 1), ((1, 0),), True),
+        ("2.14.1", (1, 1), ((1, 1),), True),
+        ("2.15.0", (1, 0), ((1, 0),), True),
+        ("2.15.0", (1, 1), (), False),
+    ],
+)
+def test_an_adagrad_that_is_not_compiled_raises_instead(
+    version: str, owners: tuple[int, ...], left_out: tuple[tuple[int, int], ...], met: bool
+) -> None:
+    """It raises wherever a parameter is left out, and gives none of them another gradient."""
+    program = Program(2, (Train(0, "x", owners, "Adagrad", left_out=left_out),))
+    facts = facts_of(version)
+    name = "adagrad-wrong-parameter"
+    found = predict(program, FaultPlan(), facts)
+    assert found.known_bugs == ({name} if met else set())
+    _, moved = PLACED[name]
+    moved = structs.replace(moved, step=0)
+    text = "expected no error, got ValueError: ValueError: On WorkerInfo(id=1, name=worker1):"
+    raised = structs.replace(moved, promise="UnexpectedError", message=text)
+    shown = replace(seen(program, FaultPlan()), torch_version=version)
+    for violation in (moved, raised):
+        shows = met and (violation is moved) == facts.compiles_optimizers
+        explained = set_apart(program, found.met, shown, [violation], facts)
+        assert explained == (((name,), ()) if shows else ((), (violation,)))
+
+
 def test_a_death_after_the_step_of_an_unwritable_tensor_is_a_failure() -> None:
     """The process ends while the tensor is sent, and at no later time."""
     program = Program(2, (Carry(0, 1, "sparse_csc", "echo"), Count(0, 1)))
