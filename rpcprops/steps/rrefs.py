@@ -608,7 +608,7 @@ class Fetch(OfHandle):
         if self.at != handle.owner and drawer.ends(self.at, message, self.timeout):
             drawer.given_up |= drawer.same_rref(self.handle)
         if self.handle in drawer.uncreated:
-            # The value comes only if torch has not marked the RRef by then. It has where the message
+            # The value comes only if torch has not marked the RRef by then. It has if the message
             # itself was late.
             drawer.note_uncertain(self.handle)
             creation = remote_message(typed=handle.typed)
