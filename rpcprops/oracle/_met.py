@@ -139,6 +139,14 @@ class FindingsMet:
             says = r" failed \d+ sends, the message"
             self.met.add(Met(finding, rank, None, says, ("FaultsDiffer",)))
 
+    def logs(self, finding: str, rank: int, says: str) -> None:
+        """The same for a finding by which `rank` logs an error of which its caller is not told.
+
+        `says` is a regular expression for the start of that error.
+        """
+        if self.facts.has_bug(finding):
+            self.met.add(Met(finding, rank, None, f" wrote: {says}", ("ErrorInLog",)))
+
     def runs_less(self, finding: str, rank: int, call: str, times: int) -> None:
         """The same for a finding by which a function at `rank` may run up to `times` less often."""
         if self.facts.has_bug(finding):

@@ -307,6 +307,7 @@ _FLAWS = {
     "stale-gradients": "as with gradients of earlier contexts",
 }
 _UNCHECKED = "unchecked-optimizer-options"
+_AFTER_REINIT = "rref-sent-after-reinit"
 #: What a step shows whose refused value was accepted.
 _MADE = {"parameters": None}
 
@@ -417,6 +418,9 @@ class Train(_Optimizing):
         checks = self.optimizer in CHECKED or self.refused == "unknown"
         is_made = not checks and model.facts.has_bug(_UNCHECKED)
         self._constructed(model, call, is_made=is_made)
+        for owner in self.owners if model.rejoined else ():
+            # The error of an owner that got no RRef may hide that of one which refused the value.
+            model.findings.logs(_AFTER_REINIT, owner, "(TypeError|ValueError): ")
         if not checks:
             says = re.escape(f"got the value {_MADE!r}")
             model.findings.meets_here(_UNCHECKED, self.at, f"{says}$")

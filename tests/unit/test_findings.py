@@ -1467,6 +1467,19 @@ def test_a_pass_that_misses_what_was_sent_ends_by_the_default_timeout_if_there_i
     assert explained(replace(timed, steps=(none,)), FaultPlan(), late) == ()
 
 
+def test_an_owner_that_got_no_rref_may_hide_the_error_of_another_owner() -> None:
+    """Of two owners that refuse a value, the caller then hears of one, and the other logs it."""
+    train = Train(0, "x", (0, 1), "Adadelta", 1, (1.0,), refused="unknown")
+    wrote = "worker0 wrote: TypeError: _FunctionalAdadelta.__init__() got an unexpected keyword"
+    logged = Violation("ErrorInLog", wrote, 0)
+    rejoined = Program(3, (Rejoin(0), train))
+    names = ("rref-sent-after-reinit",)
+    assert explained(rejoined, FaultPlan(), logged) == names
+    assert explained(replace(rejoined, steps=(train,)), FaultPlan(), logged) == ()
+    for other in ({"rank": 2}, {"message": "worker0 wrote: RuntimeError: x"}):
+        assert explained(rejoined, FaultPlan(), structs.replace(logged, **other)) == ()
+
+
 def test_a_finding_of_later_steps_explains_nothing_before_them() -> None:
     """An RRef that cannot be sent after a Rejoin explains no timeout of a step before it."""
     made = (Remote(0, 1, "a"), Fetch(0, "a"), Remote(0, 2, "b", right="a"), Fetch(0, "b"))
