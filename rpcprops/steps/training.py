@@ -30,7 +30,6 @@ from rpcprops.steps.optimizers import (
     rprop,
 )
 from rpcprops.steps.rrefs import ask_type
-from rpcprops.torch_facts import UNKNOWN
 
 if TYPE_CHECKING:
     from rpcprops.oracle.model import Model
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     from rpcprops.oracle.rrefs import Handle
     from rpcprops.programs.scope import Scope
     from rpcprops.strategies.drawing import StepDrawer
-    from rpcprops.torch_facts import TorchFacts
 
 _MOST_OWNERS = 3
 _MOST_ROUNDS = 9
@@ -403,7 +401,7 @@ class Train(_Optimizing):
         starts = [[x + number for x in self.value] for number in range(len(self.owners))]
         ends = self._computed(starts)
         self._optimized(model, call, ends or starts, self._uses)
-        for name in self.flaws(model.facts):
+        for name in self.flaws(compiled=model.facts.compiles_optimizers):
             model.findings.meets_here(name, self.at, _says(name, model))
         if ends is None:
             return model.shows({"parameters": None})
@@ -440,8 +438,11 @@ class Train(_Optimizing):
         """For each step, whether a parameter is in its loss."""
         return tuple(number in used for used in self._uses)
 
-    def flaws(self, facts: TorchFacts) -> list[str]:
+    def flaws(self, *, compiled: bool) -> list[str]:
         """The findings that change the parameters, or end the step instead.
+
+        Args:
+            compiled: whether torch compiles the optimizer as TorchScript.
 
         In Python, Adagrad needs as many gradients as parameters: ``zip(..., strict=True)`` in
         ``torch/optim/adagrad.py``, _single_tensor_adagrad. TorchScript knows no ``strict``.
@@ -449,7 +450,7 @@ class Train(_Optimizing):
         found: list[str] = []
         if has_other_rate(self.optimizer, self.options):
             found.append("functional-default-rate")
-        shifts = self._shifts if facts.compiles_optimizers else bool(self.left_out)
+        shifts = self._shifts if compiled else bool(self.left_out)
         if self.optimizer == "Adagrad" and shifts:
             found.append("adagrad-wrong-parameter")
         if self.optimizer in ORDINARY and self._goes_stale:
@@ -497,7 +498,7 @@ class Train(_Optimizing):
         otherwise = seen.get("otherwise")
         if otherwise is not None and is_close(parameters, otherwise) and is_close(alone, wanted):
             # Adagrad gets here only where it is compiled.
-            message += "".join(f", {_FLAWS[name]}" for name in self.flaws(UNKNOWN))
+            message += "".join(f", {_FLAWS[name]}" for name in self.flaws(compiled=True))
         return [Violation("WrongValue", message)]
 
     @classmethod
@@ -525,11 +526,12 @@ class Train(_Optimizing):
             return replace(found, refused=refused)
         options = drawer.pick(_combinations(optimizer, rounded=rounds_factor))
         found = replace(found, options=options)
-        if any(drawer.facts.has_bug(name) for name in found.flaws(drawer.facts)):
+        compiled = drawer.facts.compiles_optimizers
+        if any(drawer.facts.has_bug(name) for name in found.flaws(compiled=compiled)):
             found = replace(found, options=())
         left_out = drawer.pick(_left_out(rounds, len(owners)))
         other = replace(found, left_out=left_out)
-        is_met = any(drawer.facts.has_bug(name) for name in other.flaws(drawer.facts))
+        is_met = any(drawer.facts.has_bug(name) for name in other.flaws(compiled=compiled))
         return found if is_met else other
 
     @classmethod
