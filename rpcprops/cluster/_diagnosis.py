@@ -105,8 +105,14 @@ class Diagnosis:
             missing = self._ranks.without_answer(number)
             if not missing:
                 return [c.answers.pop(number) for c in self._ranks.channels]
-            if self.dead(phase) or any(channel.has_left for channel in missing):
+            if self.dead(phase):
                 return None
+            # That may have read further answers, and a rank may have exited since it gave its own.
+            missing = self._ranks.without_answer(number)
+            if any(channel.has_left for channel in missing):
+                return None
+            if not missing:
+                continue
             if phase.left() <= 0:
                 if complaint == _SILENT:
                     self._note_silent(missing)
