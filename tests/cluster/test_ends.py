@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from rpcprops.cluster import RpcCluster
+from rpcprops.cluster._diagnosis import Diagnosis
+from rpcprops.cluster._phases import Phase
 from rpcprops.errors import UngracefulShutdown
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle import accepted, judge
@@ -16,7 +19,7 @@ from rpcprops.outcomes import Violation
 from rpcprops.programs import Call, Context, Deferred, End, Program, Remote, Settle
 from rpcprops.report.artefact import Artefact
 from rpcprops.report.script import script_of, tried
-from rpcprops.runner import run
+from rpcprops.runner import default_runner, run
 from rpcprops.steps.in_rank.state import futures
 from tests.seeded._programs import ENDS
 
@@ -30,6 +33,26 @@ def test_real_ranks_end_as_predicted(program: Program) -> None:
     assert judge(program, None, outcome) == ()
     kinds = [(one.kind, one.rank) for one in accepted(program, FaultPlan(), outcome)]
     assert kinds == ([("held-at-once", 1)] if program.end.how == "at once" else [])
+
+
+def test_answers_that_are_read_together_with_the_exits_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also the error of a shutdown that raises, after which its rank exits with a code."""
+    dead = Diagnosis.dead
+
+    def late(self: Diagnosis, phase: Phase) -> bool:
+        until = time.monotonic() + 10.0
+        while phase.name == "shutdown" and self._ranks.alive() and time.monotonic() < until:
+            self._ranks.pump(0.1)
+        return dead(self, phase)
+
+    monkeypatch.setattr(Diagnosis, "dead", late)
+    program = Program(2, (Remote(0, 1, "a"),), end=End("at once"))
+    outcome = default_runner().run_anew(program)
+    assert judge(program, None, outcome) == ()
+    assert [rank.exit_code for rank in outcome.ranks] == [0, 72]
+    assert outcome.ranks[1].shutdown_error is not None
 
 
 @pytest.mark.parametrize("program", ENDS, ids=lambda p: p.name)
