@@ -107,7 +107,7 @@ class Diagnosis:
                 return [c.answers.pop(number) for c in self._ranks.channels]
             if self.dead(phase):
                 return None
-            # That may have read further answers, and a rank may have exited since it gave its own.
+            self._read_to_end(missing)
             missing = self._ranks.without_answer(number)
             if any(channel.has_left for channel in missing):
                 return None
@@ -124,6 +124,14 @@ class Diagnosis:
                     channel.give_up(number)
                 return None
             self._ranks.pump(min(phase.left(), 0.5))
+
+    def _read_to_end(self, channels: Sequence[Channel]) -> None:
+        """Read what ranks have sent before they exited: the server may report that exit first."""
+        until = time.monotonic() + _EXIT_SECONDS
+        while any(c.exited_by_itself and not c.reader.closed for c in channels):
+            if time.monotonic() > until:
+                return
+            self._ranks.pump(0.2)
 
     def _note_silent(self, missing: Sequence[Channel]) -> None:
         for channel in self._ranks.channels:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import select
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,16 +35,22 @@ def test_real_ranks_end_as_predicted(program: Program) -> None:
     assert kinds == ([("held-at-once", 1)] if program.end.how == "at once" else [])
 
 
-def test_answers_that_are_read_together_with_the_exits_count(
+def test_an_answer_that_is_read_after_the_exit_of_its_rank_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also the error of a shutdown that raises, after which its rank exits with a code."""
     dead = Diagnosis.dead
 
     def late(self: Diagnosis, phase: Phase) -> bool:
-        until = time.monotonic() + 10.0
-        while phase.name == "shutdown" and self._ranks.alive() and time.monotonic() < until:
-            self._ranks.pump(0.1)
+        """Read all exits from the server before anything of what the ranks have sent."""
+        peer = self._ranks.peer
+        assert peer is not None
+        while phase.name == "shutdown" and self._ranks.alive():
+            assert select.select([peer.sock], [], [], 10.0)[0]
+            peer.read()
+            for channel in self._ranks.alive():
+                if channel.pid in peer.ended:
+                    channel.status, channel.processor_seconds = peer.ended.pop(channel.pid)
         return dead(self, phase)
 
     monkeypatch.setattr(Diagnosis, "dead", late)
