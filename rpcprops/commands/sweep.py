@@ -99,7 +99,7 @@ def sweep(  # noqa: PLR0913 - one argument for each option
     That takes about half a minute for a small program on an idle machine. With --ranks each or
     pairs there are 75 tables for each rank or pair. --points takes minutes, because what is lost is
     noticed only by a timeout, and a rank that waits without end is run again more slowly. --pairs
-    takes hours: 80 points make 3000 pairs.
+    takes far longer: 80 points make 3000 pairs.
 
     With --points, a run without faults shows which messages there are. Each of them fails, is late,
     is held, comes twice and is lost, one at a time. Those of the shutdown are among them, and the
