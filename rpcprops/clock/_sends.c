@@ -81,6 +81,7 @@ typedef const struct bytes *payload_function(const void *message);
 #define SHOULD_FAIL_NAME "_ZNK" FAULTY "17shouldFailMessageENS1_11MessageTypeE"
 #define DELAY_NAME "_ZNK" FAULTY "18getDelayForMessageENS1_11MessageTypeE"
 #define PAYLOAD_NAME "_ZNK" RPC "7Message7payloadEv"
+#define VTABLE_NAME "_ZTVN" RPC "21FaultyTensorPipeAgentE"
 
 EXPORT send_function faulty_send __asm__(SEND_NAME);
 EXPORT send_function base_send __asm__(BASE_SEND_NAME);
@@ -164,9 +165,28 @@ static bool calls_by_name(const struct link_map *map, const void *address)
 }
 
 /*
+ * Whether the vtable of the agent names our send: torch calls it through that
+ * (RpcAgent::send is virtual).  The linker gives it a PLT entry as well only
+ * where some code of torch calls it by name, which depends on the compiler's
+ * options: the wheels for the CPU have one, those for CUDA have none.
+ */
+static bool calls_by_vtable(void *handle)
+{
+    void *const *table = dlsym(handle, VTABLE_NAME);
+    const ElfW(Sym) *symbol = NULL;
+    Dl_info info;
+    if (!table || !dladdr1(table, &info, (void **)&symbol, RTLD_DL_SYMENT) || !symbol)
+        return false;
+    for (size_t i = 0; i < symbol->st_size / sizeof *table; i++)
+        if (table[i] == (void *)faulty_send)
+            return true;
+    return false;
+}
+
+/*
  * 0 if torch has all these functions and calls the four that stand here; -1 if
  * its library is not loaded; else 1 + the index of the first function that it
- * does not have, or does not call by its name.
+ * does not have, or does not call in a way that leads here.
  */
 int rpcprops_sends_probe(void)
 {
@@ -176,7 +196,10 @@ int rpcprops_sends_probe(void)
         return -1;
     for (int i = 0; i < FUNCTIONS; i++) {
         void *found = dlsym(handle, functions[i].name);
-        if (!found || (i != PAYLOAD && !calls_by_name(map, found)))
+        if (!found)
+            return i + 1;
+        if (i == FAULTY_SEND ? !calls_by_vtable(handle)
+                             : i != PAYLOAD && !calls_by_name(map, found))
             return i + 1;
         atomic_store_explicit(&functions[i].real, found, memory_order_release);
     }

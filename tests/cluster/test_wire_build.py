@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,10 @@ echo run >> "$(dirname "$0")/runs"
 sleep 0.7
 while [ "$1" != -o ]; do shift; done
 echo compiled > "$2"
+"""
+#: One whose process is killed meanwhile.
+KILLS = """#!/bin/sh
+kill -9 "$PPID"
 """
 #: One that knows no C++20.
 BROKEN = """#!/bin/sh
@@ -123,6 +128,19 @@ def test_processes_that_ask_at_once_compile_once(
     assert (tmp_path / "runs").read_text(encoding="utf-8") == "run\n"
     build.built(force=True)
     assert (tmp_path / "runs").read_text(encoding="utf-8") == "run\n" * 2
+
+
+def test_what_a_killed_process_left_is_removed(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process is killed while it compiles; the next one compiles, and leaves only its files."""
+    use(monkeypatch, tmp_path, KILLS)
+    killed = subprocess.run([sys.executable, "-c", ASK], timeout=SECONDS, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path for path in build.library_path().parent.iterdir() if path.is_dir()]
+    use(monkeypatch, tmp_path, SLOW)
+    folder = build.built().parent
+    assert {path.suffix for path in folder.iterdir()} == {".so", ".log", ".lock"}
 
 
 def test_a_compiler_that_fails_is_told_with_the_remedy(

@@ -51,6 +51,8 @@ _LIBRARIES = ("-ltorch_python", "-ltorch_cpu", "-lc10")
 #: Real seconds that the compiler may take.
 _COMPILER_SECONDS = 1200.0
 _SHOWN_LINES = 12
+#: How the names of folders begin in which the compiler writes.
+_TEMPORARY = "compiling-"
 
 
 @dataclass(frozen=True)
@@ -256,8 +258,11 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _compile(path: Path) -> None:
+    """Write the library and its log; the lock is held, so no other process compiles here."""
     log = path.with_suffix(".log")
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    for left in path.parent.glob(f"{_TEMPORARY}*"):  # A process was killed while it compiled.
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=path.parent) as folder:
         target = Path(folder) / path.name
         line = command(target)
         try:
