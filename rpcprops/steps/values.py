@@ -792,7 +792,10 @@ def _able(
         fate = fate_of(sort, facts)
         met = {way for way, bug in fate.bugs.items() if facts.has_bug(bug)}
         ways: list[Way] = [
-            way for way in fate.ways if way not in met and (fits is None or fits(fate, way))
+            way
+            for way in fate.ways
+            # A step is checked without a torch, so by what holds for every one.
+            if way in SORTS[sort].ways and way not in met and (fits is None or fits(fate, way))
         ]
         if ways and fate.drawn and facts.has_dtype(sort):
             found[sort] = tuple(ways)

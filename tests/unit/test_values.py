@@ -12,8 +12,8 @@ from rpcprops.oracle import Prediction, predict
 from rpcprops.outcomes import Counters
 from rpcprops.programs import Carry, Program, Settle
 from rpcprops.programs.threads import threads_of
-from rpcprops.steps.values import PACKED, SORTS, Way
-from rpcprops.torch_facts import facts_of
+from rpcprops.steps.values import PACKED, SORTS, Way, _able
+from rpcprops.torch_facts import VERSIONS, facts_of
 
 CALL = MessageType.PYTHON_CALL
 CREATION = MessageType.PYTHON_REMOTE_CALL
@@ -187,6 +187,16 @@ def test_a_timeout_of_what_is_counted_or_forked_is_refused(sort: str) -> None:
     step: Any = Carry(0, 1, sort, timeout=3.0)
     with pytest.raises(UsageError, match="use a value without RRefs that is not counted"):
         Program(2, (step,))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_is_drawn_for_a_torch_is_accepted(version: str) -> None:
+    """Each sort and way that a draw may choose makes a program, whatever that torch has mended."""
+    able = _able(None, facts_of(version))
+    assert able.keys() >= {"float", "quint8"}
+    for sort, ways in able.items():
+        for way in ways:
+            assert Program(2, (Carry(0, 1, sort, way), Settle())).steps
 
 
 @pytest.mark.parametrize("sort", PACKED)
