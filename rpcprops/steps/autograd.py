@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -13,7 +13,7 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY, MessageType, WireMessageType, retry_wait
 from rpcprops.outcomes import Counters, Violation
 from rpcprops.steps.arguments import PAIRS, TENSORS, check_arguments, check_seconds, sum_of
-from rpcprops.steps.base import Flavour, Sort, Step, StepFails, Value, Way
+from rpcprops.steps.base import Flavour, OwnerOf, Sort, Step, StepFails, Value, Way, waits_nowhere
 from rpcprops.steps.control import Settle
 
 if TYPE_CHECKING:
@@ -164,6 +164,11 @@ class Context(Step):
     def _runs(self, model: Model, rank: int, call: str) -> None:
         """Its function runs at a rank; only one of Python notes that."""
         model.calls[rank][call] += self.flavour == "python"
+
+    def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
+        """The owner of the root runs the whole pass (``processRRefBackward``) in one thread."""
+        root = (self.root,) if self.root is not None and self.backward else ()
+        return (*(self.path[:-1] if self.nested else ()), *root)
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         model.times.check_in_time(self, self.lasts)
@@ -884,6 +889,7 @@ class FailTwice(Step):
     """
 
     op: ClassVar[str] = "fail_twice"
+    waits_at = waits_nowhere
     comes_first: ClassVar[bool] = False  # because it needs two other ranks, and time
     makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
     gives: ClassVar[type] = dict
@@ -986,6 +992,7 @@ class Refused(Step):
     """Ask `at` for a context that has ended: it must refuse the id. Settle first."""
 
     op: ClassVar[str] = "refused"
+    waits_at = waits_nowhere
     order: ClassVar[float | None] = 15
     often: ClassVar[int] = 1  # because a settle seldom follows the end of a context
     comes_first: ClassVar[bool] = False

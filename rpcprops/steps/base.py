@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import MISSING, Field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
@@ -47,6 +47,9 @@ Sort: TypeAlias = Literal["handle", "future", "context"]
 #: A kind of step, by its ``op``, and a function that draws one.
 Way: TypeAlias = "tuple[str, Callable[[], Step | None]]"
 
+#: The owner of a handle, by the handle's name.
+OwnerOf: TypeAlias = Callable[[str], int]
+
 #: Virtual seconds by which a call's timeout must differ from the wait that faults cause; otherwise
 #: the outcome is uncertain. For a shorter timeout, the wait alone decides; for a longer one, the
 #: answer must also come back in time.
@@ -55,6 +58,9 @@ CLEARLY_IN_TIME = 60.0
 #: Virtual seconds within which a step begins once the one before it has ended. Under a fast clock
 #: that is far more than a busy machine needs; a slower run decides where it was not.
 BETWEEN_STEPS = 30.0
+
+#: The fields of a step that name ranks where its functions run.
+_RUN_AT = ("to", "via", "then", "path", "targets")
 
 #: Every kind of step, by its ``op``.
 STEP_TYPES: dict[str, type[Step]] = {}
@@ -101,6 +107,8 @@ class Step:
     #: Whether it may stand in one of several branches at one rank, which run in threads of it. Its
     #: messages must differ from those of other steps there, except as :attr:`alike` says.
     in_thread: ClassVar[bool] = False
+    #: Whether its threads wait no longer than the step says, so that a program may do without them.
+    is_patient: ClassVar[bool] = False
     #: Whether it makes no RRef, so that it may be drawn after a step that initialises RPC again.
     after_rejoin: ClassVar[bool] = False
     #: Whether it may come at a rank that is no member of a program's dynamic group.
@@ -228,6 +236,29 @@ class Step:
         """Virtual seconds that it takes without any fault."""
         return 0.0
 
+    # The threads that it keeps busy: `rpcprops.programs.threads` says what takes one of a rank.
+
+    def waits_at(self, owner_of: OwnerOf) -> Iterable[int] | None:
+        """The ranks where a thread may wait for it, named once for each that may wait at a time.
+
+        A thread waits where a function that it runs waits: for a nested call, or for the value of
+        an RRef. None: nobody has counted, so that it may need any number.
+        """
+        return None
+
+    @property
+    def sleeps_at(self) -> tuple[int, ...]:
+        """The ranks where a thread sleeps for it if it :attr:`lasts`, one after the other."""
+        return tuple(rank for name in _RUN_AT for rank in self._named_ranks(name))
+
+    def runs_out(self, number: int) -> bool:
+        """Whether it needs more threads of a rank than so many, and it predicts what follows."""
+        return False
+
+    def _named_ranks(self, name: str) -> tuple[int, ...]:
+        value = getattr(self, name, ())
+        return (value,) if isinstance(value, int) else value
+
     @property
     def raises_there(self) -> bool:
         """Whether a function that a rank runs for it raises on purpose, as a log then shows."""
@@ -289,6 +320,11 @@ class Step:
 
     def drawn(self, drawer: StepDrawer) -> None:
         """Record in `drawer`, which has just taken this step, what later steps must respect."""
+
+
+def waits_nowhere(step: Step, owner_of: OwnerOf) -> Iterable[int]:
+    """No thread waits for the step. For `waits_at`."""
+    return ()
 
 
 #: A step of a program that is not inside another one: a step that a rank runs, or a settle.

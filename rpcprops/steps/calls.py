@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -22,12 +22,14 @@ from rpcprops.steps.arguments import (
 from rpcprops.steps.base import (
     Argument,
     Flavour,
+    OwnerOf,
     Sort,
     Step,
     StepFails,
     Value,
     Way,
     call_message,
+    waits_nowhere,
 )
 
 if TYPE_CHECKING:
@@ -95,6 +97,10 @@ class Call(Step):
         if self.out:
             scope.take_name(self.out)
             scope.futures[self.out] = self.at
+
+    def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
+        """The function fetches its argument if that is an RRef."""
+        return (self.to,) if isinstance(self.right, str) else ()
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         predicted = self._future(model, call)
@@ -250,6 +256,7 @@ class Wait(Step):
     """Wait for the future of a :class:`Call` made with ``wait="later"``."""
 
     op: ClassVar[str] = "wait"
+    waits_at = waits_nowhere
     after_rejoin: ClassVar[bool] = True
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 7
@@ -312,6 +319,7 @@ class Count(Step):
     """
 
     op: ClassVar[str] = "count"
+    waits_at = waits_nowhere
     after_rejoin: ClassVar[bool] = True
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 10
@@ -369,6 +377,7 @@ class Chain(Step):
     """
 
     op: ClassVar[str] = "chain"
+    waits_at = waits_nowhere
     after_rejoin: ClassVar[bool] = True
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 12

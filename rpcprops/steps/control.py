@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY
-from rpcprops.steps.base import AGAIN, CLEARLY_IN_TIME, Leaf, Step
+from rpcprops.steps.base import AGAIN, CLEARLY_IN_TIME, Leaf, Step, waits_nowhere
 
 if TYPE_CHECKING:
     from rpcprops.oracle.model import Model
@@ -36,6 +36,7 @@ class Pause(Step):
     """
 
     op: ClassVar[str] = "pause"
+    waits_at = waits_nowhere
     after_rejoin: ClassVar[bool] = True
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 18
@@ -102,6 +103,7 @@ class Settle(Step):
     """
 
     op: ClassVar[str] = "settle"
+    waits_at = waits_nowhere
     after_rejoin: ClassVar[bool] = True
     runs: ClassVar[str] = ""
     order: ClassVar[float | None] = 14

@@ -24,6 +24,7 @@ import functools
 import itertools
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -32,7 +33,7 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY, MessageType
 from rpcprops.outcomes import UNLIMITED_SLACK, Violation
 from rpcprops.steps.arguments import PAIRS, check_arguments, check_seconds, sum_of
-from rpcprops.steps.base import CLEARLY_LATE, Step, StepFails, Value, Way
+from rpcprops.steps.base import CLEARLY_LATE, OwnerOf, Step, StepFails, Value, Way, waits_nowhere
 from rpcprops.steps.rrefs import ask_type
 from rpcprops.steps.run_out import RunOut, run_out
 
@@ -154,6 +155,7 @@ class Raising(Step):
     """
 
     op: ClassVar[str] = "raising"
+    waits_at = waits_nowhere
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 40
     gives: ClassVar[type] = dict
@@ -327,6 +329,10 @@ class Invoke(Step):
     def lasts(self) -> float:
         return self.seconds
 
+    def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
+        """``rref.rpc_sync()`` asks for the type of the value, and then calls its method."""
+        return (self.to,) if "proxy" in self.how else ()
+
     def predict(self, model: Model, call: str) -> StepPrediction:
         if self.form in _NEVER_PICKLED and self.how != "proxy":
             # api.py: _invoke_rpc and remote pickle the function before they send anything.
@@ -464,6 +470,14 @@ class Recurse(Step):
     @property
     def lasts(self) -> float:
         return self.seconds
+
+    def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
+        """Each rank of the path but the last waits for the next one."""
+        return self.path[:-1]
+
+    def runs_out(self, number: int) -> bool:
+        """Whether a rank of the path gets so many calls that it has no thread left for an end."""
+        return run_out(self.path, number) is not None
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         threads = model.times.threads
@@ -656,6 +670,13 @@ class Deferred(Step):
     def raises_there(self) -> bool:
         return self.form in ("nothing", "raises", "exception")
 
+    def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
+        """With `again` the callback of a call makes a further one, and waits for it.
+
+        A proxy asks for the type of the value, and then calls its method.
+        """
+        return (self.to,) if self.form == "again" or "proxy" in self.how else ()
+
     def predict(self, model: Model, call: str) -> StepPrediction:
         failed: list[StepFails] = []
 
@@ -800,6 +821,10 @@ class Scripted(Step):
     @property
     def lasts(self) -> float:
         return self.seconds
+
+    def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
+        """A future gives the thread back (``interpreter.cpp``: WAIT); the other calls wait."""
+        return (self.to,) if self.form in ("sync", "remote") else ()
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         failed: list[StepFails] = []

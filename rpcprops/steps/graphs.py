@@ -9,7 +9,7 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, get_args
 
@@ -18,7 +18,7 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY, MessageType, WireMessageType
 from rpcprops.outcomes import Violation
 from rpcprops.steps.arguments import TENSORS, check_seconds
-from rpcprops.steps.base import CLEARLY_IN_TIME, Sort, Step, Value, Way, is_close
+from rpcprops.steps.base import CLEARLY_IN_TIME, OwnerOf, Sort, Step, Value, Way, is_close
 from rpcprops.steps.in_rank.constants import LATE_TIMEOUT, TIMES_LATE
 from rpcprops.steps.rrefs import creation_ends_late, may_time_out
 
@@ -335,6 +335,16 @@ class Graph(Step):
                 _, operands, _, _ = self.operations[number - len(self.inputs)]
                 found |= {n for n in operands if tape.needs[n]}
         return found
+
+    def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
+        """The homes of leaves give their gradients, and a proxy its method, one after the other.
+
+        A function that is late sleeps, and another one waits for that.
+        """
+        homes = [home for home, _ in self.inputs if home != self.at]
+        proxies = [rank for _, _, rank, how in self.operations if how.startswith("proxy")]
+        late = () if self.late is None else (self.late[0],) * 2
+        return [*sorted({*homes, *proxies}) * (2 if self.beside else 1), *late]
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         tape = self._tape()
@@ -734,6 +744,10 @@ class Unreached(Step):
     def lasts(self) -> float:
         late = _LATE_TAKES if self.by == "timeout" else 0.0
         return self.seconds + late
+
+    def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
+        """As a function of a graph that is late."""
+        return (self.to,) * 2 if self.by == "timeout" else ()
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         model.in_contexts.call(self.at, self.to, graded=int(self.by == "unused"))

@@ -24,7 +24,7 @@ and its first start in a process takes seconds.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -40,7 +40,7 @@ from rpcprops.steps.arguments import (
     check_seconds,
     sum_of,
 )
-from rpcprops.steps.base import Flavour, Sort, Step, StepFails, Value
+from rpcprops.steps.base import Flavour, OwnerOf, Sort, Step, StepFails, Value
 from rpcprops.steps.control import Settle
 
 if TYPE_CHECKING:
@@ -165,6 +165,10 @@ class Profile(Step):
     def counted_at(self) -> tuple[int, ...]:
         """Where its requests run: two branches must not race for the first one of a rank."""
         return (self.to,) if self.beyond is None else (self.to, self.beyond)
+
+    def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
+        """The nested call."""
+        return (self.to,) if self.form == "nested" else ()
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         model.times.check_in_time(self, self.lasts)

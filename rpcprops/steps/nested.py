@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +17,7 @@ from rpcprops.steps.arguments import PAIRS, check_arguments, check_seconds, sum_
 from rpcprops.steps.base import (
     CLEARLY_IN_TIME,
     CLEARLY_LATE,
+    OwnerOf,
     Sort,
     Step,
     StepFails,
@@ -60,6 +61,7 @@ class Onward(Step):
 
     op: ClassVar[str] = "onward"
     in_thread: ClassVar[bool] = True
+    is_patient: ClassVar[bool] = True
     after_rejoin: ClassVar[bool] = True
     order: ClassVar[float | None] = 55
     makes: ClassVar[Mapping[str, Sort]] = {}
@@ -100,6 +102,10 @@ class Onward(Step):
     @property
     def lasts(self) -> float:
         return self.seconds
+
+    def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
+        """Each function waits for its own call."""
+        return (self.to,) * int(self.calls)
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         ended = self._in_time(model)

@@ -6,7 +6,7 @@ functions named here are in those files unless another file is named.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -32,12 +32,14 @@ from rpcprops.steps.base import (
     STEP_TYPES,
     Argument,
     Flavour,
+    OwnerOf,
     Step,
     StepFails,
     Value,
     Way,
     fetch_message,
     remote_message,
+    waits_nowhere,
 )
 
 if TYPE_CHECKING:
@@ -148,6 +150,10 @@ class Remote(Step):
             check_raises(self.flavour, ("python",))
         typed = self.flavour != "python"
         scope.new_handle(self.out, self.at, self.to, typed=typed, size=len(self.left))
+
+    def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
+        """The function fetches its argument if that is an RRef."""
+        return (self.to,) if isinstance(self.right, str) else ()
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         typed = self.flavour != "python"
@@ -346,6 +352,7 @@ class Own(Step):
     """``RRef(value)``: `at` owns the value itself and keeps the handle `out`."""
 
     op: ClassVar[str] = "own"
+    waits_at = waits_nowhere
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 3
     at: int
@@ -382,6 +389,7 @@ class Share(OfHandle):
     """
 
     op: ClassVar[str] = "share"
+    waits_at = waits_nowhere
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 2
     often: ClassVar[int] = 1
@@ -512,6 +520,7 @@ class Fetch(OfHandle):
     """``to_here``: copy the value of a handle to the rank that has the handle."""
 
     op: ClassVar[str] = "fetch"
+    waits_at = waits_nowhere
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 1
     often: ClassVar[int] = 1
@@ -637,6 +646,7 @@ class Local(OfHandle):
     """``local_value``: the value of a handle at the rank that owns it."""
 
     op: ClassVar[str] = "local"
+    waits_at = waits_nowhere
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 5
     at: int
@@ -707,6 +717,10 @@ class Through(OfHandle):
             raise UsageError(msg)
         if self.out:
             scope.new_handle(self.out, self.at, handle.owner, typed=False, size=handle.size)
+
+    def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
+        """The owner's function asks for the value of the handle, which may still be made."""
+        return (owner_of(self.handle),)
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         # torch/distributed/rpc/rref_proxy.py: _invoke_rpc asks for the type first, and then calls
@@ -923,6 +937,10 @@ class Bump(OfHandle):
     def changed(self) -> tuple[str, ...]:
         return (self.handle,)
 
+    def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
+        """The owner's function asks for the value of the handle, which may still be made."""
+        return (owner_of(self.handle),)
+
     def predict(self, model: Model, call: str) -> StepPrediction:
         handle = model.handle(self.handle)
         rref = handle.rref
@@ -988,6 +1006,7 @@ class Nest(Step):
     """
 
     op: ClassVar[str] = "nest"
+    waits_at = waits_nowhere
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 11
     at: int
@@ -1154,6 +1173,7 @@ class Drop(OfHandle):
     """
 
     op: ClassVar[str] = "drop"
+    waits_at = waits_nowhere
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 4
     often: ClassVar[int] = 1

@@ -14,7 +14,7 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters, Violation
 from rpcprops.steps.arguments import TENSORS, check_seconds
-from rpcprops.steps.base import Sort, Step, StepFails, Value, Way, is_close, remote_message
+from rpcprops.steps.base import OwnerOf, Sort, Step, StepFails, Value, Way, is_close, remote_message
 from rpcprops.steps.in_rank.constants import REFUSED_METHODS, keywords
 from rpcprops.steps.optimizers import (
     CHECKED,
@@ -202,6 +202,10 @@ class _Optimizing(Step):
                     model.findings.keeps_perhaps(
                         bug, owner, Counters(owners=number, server_calls=1)
                     )
+
+    def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
+        """The optimizer of each owner asks for its parameters, one after the other."""
+        return tuple(dict.fromkeys(self.owners))
 
     @staticmethod
     def _of(owner: int, parameters: Sequence[Handle]) -> list[Handle]:
@@ -641,6 +645,10 @@ class Module(Step):
     def lasts(self) -> float:
         return self.seconds
 
+    def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
+        """One function after the other asks at `to` for a value that was made there."""
+        return (self.to,)
+
     def predict(self, model: Model, call: str) -> StepPrediction:
         # torch/distributed/nn/api/remote_module.py: RemoteModule.__init__ makes the module by
         # rpc.remote; each call sends the module's RRef to the owner (_remote_forward). train() and
@@ -733,6 +741,10 @@ class Linear(Step):
     @property
     def _parameters(self) -> int:
         return 1 if self.layer in _TABLES else 2
+
+    def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
+        """One function after the other asks at `to` for a value that was made there."""
+        return (self.to,)
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         # torch/distributed/nn/api/remote_module.py: RemoteModule.__init__ makes the module by

@@ -18,7 +18,7 @@ nothing of that is sent.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -27,7 +27,7 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
 from rpcprops.outcomes import Counters, Violation
 from rpcprops.steps.arguments import check_seconds
-from rpcprops.steps.base import Step, StepFails
+from rpcprops.steps.base import OwnerOf, Step, StepFails
 from rpcprops.steps.base import Way as Aim
 
 if TYPE_CHECKING:
@@ -407,6 +407,19 @@ class Carry(Step):
                 f"way={' or '.join(map(repr, _TIMED))}."
             )
             raise UsageError(msg)
+
+    @property
+    def sleeps_at(self) -> tuple[int, ...]:
+        """Also at the caller, if a thread of it is slow to unpickle the answer.
+
+        ``python_functions.cpp``: ``toPyJitFuture``.
+        """
+        return (self.to, self.at) if SORTS[self.sort].slow == "unpickled" else (self.to,)
+
+    def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
+        """The function fetches the value through its RRef, or an RRef that is in its argument."""
+        holds_rref = SORTS[self.sort].rrefs and self.way in ("echo", "async")
+        return (self.to,) if self.way == "own" or holds_rref else ()
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         before = len(model.sends)

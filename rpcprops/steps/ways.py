@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -23,12 +23,14 @@ from rpcprops.steps.arguments import (
 from rpcprops.steps.base import (
     CLEARLY_IN_TIME,
     Flavour,
+    OwnerOf,
     Sort,
     Step,
     StepFails,
     Value,
     Way,
     call_message,
+    waits_nowhere,
 )
 from rpcprops.steps.rrefs import OfHandle, ask_type
 
@@ -128,6 +130,7 @@ class Reach(Step):
     """
 
     op: ClassVar[str] = "reach"
+    waits_at = waits_nowhere
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 50
     makes: ClassVar[Mapping[str, Sort]] = {}
@@ -380,6 +383,10 @@ class After(Step):
     def alike(self) -> tuple[str, ...]:
         return () if _FLAVOUR_OF[self.of] == "python" else (_typed_payload(self.of, self.raises),)
 
+    def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
+        """The method of a proxy asks for its object."""
+        return (self.to,) if self.of == "proxy" else ()
+
     def predict(self, model: Model, call: str) -> StepPrediction:
         # A send that fails is an error of the future (testing/faulty_tensorpipe_agent.cpp:
         # FaultyTensorPipeAgent::send), so the callbacks run. A timeout is one too
@@ -460,6 +467,10 @@ class Gather(Step):
     @property
     def lasts(self) -> float:
         return self.seconds
+
+    def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
+        """The method of each proxy asks for its object."""
+        return [target for target, of in self.calls if of == "proxy"]
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         values: list[Any] = []
@@ -549,6 +560,7 @@ class Ask(OfHandle):
     """
 
     op: ClassVar[str] = "ask"
+    waits_at = waits_nowhere
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 53
     goes_on: ClassVar[int] = 2
@@ -636,6 +648,10 @@ class Method(Step):
     @property
     def lasts(self) -> float:
         return 0.0 if self.form == "missing" else self.seconds
+
+    def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
+        """One function after the other asks at `to` for a value that was made there."""
+        return (self.to,)
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         handle, _ = model.remote(self.at, self.to, typed=False)
@@ -775,6 +791,10 @@ class Default(Step):
         if self.how == "fetch" and self.at == self.to:
             msg = f"to={shown(self.to)} must be another rank: an owner fetches without a message."
             raise UsageError(msg)
+
+    def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
+        """``rref.rpc_sync()`` asks for the type of the value, and then calls its method."""
+        return (self.to,) if "proxy" in self.how else ()
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         faults = (f for rank in range(model.world_size) for f in model.plan.faults_at(rank))
