@@ -239,6 +239,9 @@ class Model:
             and self.calls[getattr(step, "to", 0)][call]
         ):
             self.calls[getattr(step, "to", 0)][call] += 1
+            if self.ends_hastily:
+                # One answer is enough for its caller, so the other copy may be cut off.
+                self.abandoned_calls[getattr(step, "to", 0)].add(call)
         if self.now.fate not in UNHEARD:
             return predicted
         limit = self.times.limit(leaf_timeout(step)) or 0.0
