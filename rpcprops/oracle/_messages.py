@@ -713,6 +713,18 @@ class Disturbances:
             why = f"{step!r} creates an RRef whose function makes calls, or a root of its own"
             raise refused(acting[0], why)
 
+    def check_late_forward(self, step: Leaf) -> None:
+        """Check that no call of a context is lost of which one times out.
+
+        What is only late does not matter to it: its caller waits until the function has begun.
+
+        Raises:
+            UsageError: one may be, or its answer, or comes after a timeout.
+        """
+        acting = [f for f in self.faults if _FORWARD & set(f.may_be) and f not in self.late]
+        if acting:
+            raise refused(acting[0], f"a call of {step!r} times out, and others may be disturbed")
+
     def check_lost_forward(self, step: Leaf, fate: str, number: int, *, nested: bool) -> None:
         """Check that it is certain what follows where a call of a context is lost, or late.
 
@@ -998,7 +1010,11 @@ def _beyond(faults: Sequence[MessageFault], program: Program) -> tuple[MessageFa
     """Faults that make certain messages later than a timeout of the program."""
     found: list[MessageFault] = []
     for one in faults if program.settles else ():
-        limits = [program.rpc_timeout] if one.message in _OF_TORCH else _limits(program)
+        limits: list[float | None] = [program.rpc_timeout]
+        if one.message in _FORWARD:
+            limits += [leaf_timeout(leaf) for leaf in program.leaves if leaf.op == "context"]
+        elif one.message not in _OF_TORCH:
+            limits += map(leaf_timeout, program.leaves)
         least = min((limit for limit in limits if limit), default=None)
         if one.action != "delay" or one.message is None or least is None:
             continue

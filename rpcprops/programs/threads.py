@@ -69,7 +69,9 @@ def _path(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
 def _context(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
     """The owner of the root runs the whole pass (``processRRefBackward``) in one thread."""
     root = (step.root,) if step.root is not None and step.backward else ()
-    return (*(_path(step, owner_of) if step.nested else ()), *root)
+    # A call that times out, and the one that waits until its function has begun.
+    late = () if step.late is None else (step.path[step.late],) * 2
+    return (*(_path(step, owner_of) if step.nested else ()), *root, *late)
 
 
 def _proxy(step: Any, owner_of: _OwnerOf) -> Iterable[int]:
