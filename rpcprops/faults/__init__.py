@@ -5,6 +5,7 @@ Nothing here imports torch. All times are virtual seconds.
 
 from rpcprops.faults._fault import MAX_RANKS, Fault, Predicted, PredictedSend, fault_class, register
 from rpcprops.faults._messages import (
+    CUT_OFF,
     MESSAGE_ACTIONS,
     MessageAction,
     MessageFault,
@@ -36,6 +37,7 @@ from rpcprops.faults.tables import (
 )
 
 __all__ = [
+    "CUT_OFF",
     "DEFAULT_MESSAGES_TO_DELAY",
     "MAX_DELAY",
     "MAX_RANKS",

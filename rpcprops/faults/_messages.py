@@ -52,6 +52,9 @@ Which = Literal["nth", "first", "every"]
 MESSAGE_ACTIONS: tuple[MessageAction, ...] = ("fail", "delay", "hold", "duplicate", "lose")
 _WAYS: tuple[Way, ...] = ("request", "response")
 _WHICH: tuple[Which, ...] = ("nth", "first", "every")
+#: The end of the error of a request that a fault holds back or delays when its agent is shut down
+#: (``agents/wire/_agent.cpp``: ShutDown). torch ends a request that was written by another one.
+CUT_OFF = "rpcprops held this message back"
 #: The most messages that are counted.
 MAX_MESSAGES = 2**31 - 1
 #: More messages than a record holds, so that an endless iterable is abandoned.

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from rpcprops.faults import WireMessageType
+from rpcprops.faults import CUT_OFF, WireMessageType
 from rpcprops.oracle.errors import error_class
 from rpcprops.oracle.prediction import ErrorClass, Prediction
 from rpcprops.oracle.ranks import owner_slack
@@ -164,7 +164,7 @@ def _is_expected_traceback(
         return True
     if facts.texts.lost_connection in error.line and any(x.calls_gone for x in program.leaves):
         return True
-    cut_off = (facts.texts.lost_connection, facts.texts.stopped)
+    cut_off = (facts.texts.lost_connection, facts.texts.stopped, CUT_OFF)
     if any(text in error.line for text in cut_off) and _may_be_cut_off(prediction, rank.rank):
         # Functions that are under way cannot call any more: see oracle/_hasty.py.
         return True

@@ -51,6 +51,17 @@ answer is lost, the RRef is there, and its user learns of the timeout later.
 owner for deletes, for 100 s (``RRefContext::delAllUsersAndUnforkedOwners``). So one of them may be
 lost, if the timeout comes before that. A call that is lost has ended its step.
 
+*Ranks that shut down at once* send nothing then (``api.py``: shutdown calls ``_wait_all_workers``
+and deletes RRefs only if it is graceful). If they have settled before, faults have nothing left to
+act on. If not, what a fault delays, holds or loses is under way like anything else, and bounded in
+the same way (``oracle/_hasty.py``): the record names each message once, whatever became of it, and
+torch sends nothing again then (``rpc_agent.cpp``: ``RpcAgent::rpcRetryCallback`` asks whether the
+agent still runs).
+
+*The other ends* are graceful, and send what the usual one does. A timeout that is reached lets an
+owner wait for deletes before the last rank begins its shutdown, so what is late then must be less
+late, and the calls by which ranks meet must not miss that timeout (:class:`End`).
+
 *In a distributed autograd context* calls travel as FORWARD_AUTOGRAD_REQ. The caller notes the
 other rank before it sends (``autograd/utils.cpp``: ``getMessageWithAutograd``), so that rank gets
 the cleanup of the context, whatever was lost.
@@ -208,7 +219,8 @@ class Disturbances:
     def __init__(self, plan: FaultPlan, program: Program | None = None) -> None:
         self.plan = plan
         self.settles = program is None or program.settles
-        #: Virtual seconds after which a shutdown that comes at once gets what was lost.
+        self.end = End() if program is None else program.end
+        #: Virtual seconds after which a shutdown that follows the last step gets what was lost.
         self.lost_before_end = 0.0
         self.faults = tuple(one for one in plan.others if isinstance(one, MessageFault))
         self.beyond: tuple[MessageFault, ...] = _beyond(self.faults, program) if program else ()
@@ -355,8 +367,8 @@ class Disturbances:
         """
         if isinstance(message, MessageType) and message.is_retryable:
             # A settle waits for the next try, however long it takes; a shutdown does not.
-            in_shutdown = self.leaf is None or not self.settles
-            most = OWNER_WAITS - CLEARLY_IN_TIME / 2 if in_shutdown else MAX_DELAY
+            in_shutdown = not self._is_at_once and (self.leaf is None or not self.settles)
+            most = self._owners_wait if in_shutdown else MAX_DELAY
             if not limit or not CLEARLY_IN_TIME <= limit <= most:
                 why = (
                     f"torch tries {message} again when its timeout has come; give the program an "
@@ -393,6 +405,22 @@ class Disturbances:
             if other.rank == to and other.to in (None, rank) and kind.answer in other.may_be:
                 raise refused(fault, f"when {other.name} counts its answer is not known")
 
+    @property
+    def _is_at_once(self) -> bool:
+        """Whether the ranks shut down without a message, and wait for none."""
+        return self.end.how == "at once"
+
+    @property
+    def _owners_wait(self) -> float:
+        """Virtual seconds by which a message of a shutdown, or before it, may be late.
+
+        An owner gives up the RRefs of others ``OWNER_WAITS`` after the ranks have met
+        (``rref_context.cpp``: ``RRefContext::delAllUsersAndUnforkedOwners``). Where the timeout of
+        that meeting is reached, it begins to wait before the last rank has come.
+        """
+        late = 0.0 if self.end.timeout is None else self.end.lasts
+        return OWNER_WAITS - CLEARLY_IN_TIME / 2 - late
+
     def check_never_answered(
         self, rank: int, to: int, message: MessageType | WireMessageType
     ) -> None:
@@ -408,9 +436,12 @@ class Disturbances:
 
     @property
     def is_shutdown_safe(self) -> bool:
-        """Whether no fault that is left can break the calls that a shutdown makes."""
+        """Whether no fault that is left can break the calls that a shutdown makes.
+
+        One at once makes none (``api.py``: shutdown).
+        """
         gathering = (WireMessageType.PYTHON_CALL, WireMessageType.PYTHON_RET)
-        return not any(
+        return self._is_at_once or not any(
             (fault.action not in _LATE or fault in self.beyond)
             and any(kind in fault.may_be for kind in gathering)
             and (fault.which == "every" or self.counts[number] < fault.n)
@@ -428,8 +459,6 @@ class Disturbances:
                 raise refused(self.faults[0], f"{leaf!r} ends the agent that counts the messages")
             if leaf.op in _TIMED:
                 raise refused(self.faults[0], f"what {leaf!r} shows depends on when messages come")
-        if self.faults and program.end != End():
-            raise refused(self.faults[0], f"the program ends in a way of its own, {program.end!r}")
         for fault in self.faults:
             self._check_cleanups(fault)
             if fault in self.late:
@@ -437,7 +466,8 @@ class Disturbances:
             self._check_type(fault)
             _check_order(fault, program)
             is_late = fault.action in ("lose", "delay")
-            if is_late and not (program.settles or _is_noticed_by_end(fault)):
+            waits = program.settles or self._is_at_once or _is_noticed_by_end(fault)
+            if is_late and not waits:
                 raise refused(fault, "a shutdown that comes before the timeout is not modelled")
 
     def check_branches(self, program: Program) -> None:
@@ -505,6 +535,15 @@ class Disturbances:
                 if one.failures or self.may_be_late(one.rank, one.message):
                     why = f"rank {one.rank} may send {one.message} again or late, after others"
                     raise refused(fault, f"{why} that it counts")
+
+    @property
+    def late_at_meeting(self) -> float:
+        """Virtual seconds by which one of the calls may be late by which ranks meet in a shutdown.
+
+        Its request or its answer, by each fault that may act on it.
+        """
+        meeting = {WireMessageType.PYTHON_CALL, WireMessageType.PYTHON_RET}
+        return sum(one.delay for one in self.late if meeting & {*one.may_be})
 
     def _check_alone(self, fault: MessageFault) -> None:
         """Raises:
@@ -576,6 +615,8 @@ class Disturbances:
         Raises:
             UsageError: one may be.
         """
+        if self._is_at_once:
+            return
         if settles:
             deletes = [f.delay for f in self.late if MessageType.RREF_USER_DELETE in f.targets]
             longest = max(deletes, default=0.0)
@@ -586,19 +627,18 @@ class Disturbances:
                 if not _ends_in_shutdown(one, prediction) or self._comes_after_deletes(one)
             ]
             longest = sum(one.delay * _times(one) for one in waited)
-        if self.lost_before_end and (
-            self.lost_before_end + longest + CLEARLY_IN_TIME / 2 > OWNER_WAITS
-        ):
+        most = self._owners_wait
+        if self.lost_before_end and self.lost_before_end + longest > most:
             # RRefContext::delAllUsersAndUnforkedOwners (rref_context.cpp) waits for that long.
             why = (
                 f"what is lost is noticed {self.lost_before_end:g} s (virtual) later, and a "
-                f"shutdown that comes at once waits for {OWNER_WAITS:g} s"
+                f"shutdown that follows the last step waits for {OWNER_WAITS:g} s"
             )
             raise refused(self.faults[0], why)
-        if longest + CLEARLY_IN_TIME / 2 > OWNER_WAITS:
+        if longest > most:
             why = (
                 f"messages may be {longest:g} s (virtual) late, and a shutdown waits for "
-                f"{OWNER_WAITS:g} s; let it be {OWNER_WAITS - CLEARLY_IN_TIME / 2:g} s at most"
+                f"{OWNER_WAITS:g} s; let it be {most:g} s at most"
             )
             raise refused(self.late[0], why)
 
@@ -672,6 +712,18 @@ class Disturbances:
         if acting and (is_nested or getattr(step, "root", None) is not None):
             why = f"{step!r} creates an RRef whose function makes calls, or a root of its own"
             raise refused(acting[0], why)
+
+    def check_late_forward(self, step: Leaf) -> None:
+        """Check that no call of a context is lost of which one times out.
+
+        What is only late does not matter to it: its caller waits until the function has begun.
+
+        Raises:
+            UsageError: one may be, or its answer, or comes after a timeout.
+        """
+        acting = [f for f in self.faults if _FORWARD & set(f.may_be) and f not in self.late]
+        if acting:
+            raise refused(acting[0], f"a call of {step!r} times out, and others may be disturbed")
 
     def check_lost_forward(self, step: Leaf, fate: str, number: int, *, nested: bool) -> None:
         """Check that it is certain what follows where a call of a context is lost, or late.
@@ -876,7 +928,7 @@ def _runs_on(leaf: Leaf) -> bool:
 
 
 def _is_noticed_by_end(fault: MessageFault) -> bool:
-    """Whether a shutdown that comes at once waits until it is noticed that such a message is lost.
+    """Whether a graceful shutdown waits until it is noticed that such a message is lost.
 
     The step of a call has then waited for its timeout. A graceful shutdown waits for the creation
     of an RRef and for each accept, and an owner for the deletes of what it has
@@ -958,7 +1010,11 @@ def _beyond(faults: Sequence[MessageFault], program: Program) -> tuple[MessageFa
     """Faults that make certain messages later than a timeout of the program."""
     found: list[MessageFault] = []
     for one in faults if program.settles else ():
-        limits = [program.rpc_timeout] if one.message in _OF_TORCH else _limits(program)
+        limits: list[float | None] = [program.rpc_timeout]
+        if one.message in _FORWARD:
+            limits += [leaf_timeout(leaf) for leaf in program.leaves if leaf.op == "context"]
+        elif one.message not in _OF_TORCH:
+            limits += map(leaf_timeout, program.leaves)
         least = min((limit for limit in limits if limit), default=None)
         if one.action != "delay" or one.message is None or least is None:
             continue

@@ -8,7 +8,7 @@ from dataclasses import replace
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, MessageType
 from rpcprops.oracle._end import ended
-from rpcprops.oracle._messages import Disturbances
+from rpcprops.oracle._messages import Disturbances, refused
 from rpcprops.oracle.model import Model
 from rpcprops.oracle.prediction import Prediction
 from rpcprops.programs import Program
@@ -35,7 +35,8 @@ def predict(program: Program, plan: FaultPlan, facts: TorchFacts = UNKNOWN) -> P
             RRef whose creation times out; or the plan has a fault under which nothing is predicted.
     """
     plan.check(program.world_size)
-    Disturbances(plan, program).check(program)
+    disturbed = Disturbances(plan, program)
+    disturbed.check(program)
     unpredicted = [fault.name for fault in plan.others if not fault.is_predicted]
     if unpredicted:
         msg = (
@@ -45,7 +46,7 @@ def predict(program: Program, plan: FaultPlan, facts: TorchFacts = UNKNOWN) -> P
         )
         raise UsageError(msg)
     _check_threads(program)
-    _check_end(program, plan)
+    _check_end(program, plan, disturbed)
     first, *others = _alternatives(program, plan, facts)
     return replace(first, alternatives=tuple(others))
 
@@ -71,7 +72,7 @@ def _check_threads(program: Program) -> None:
     raise UsageError(msg)
 
 
-def _check_end(program: Program, plan: FaultPlan) -> None:
+def _check_end(program: Program, plan: FaultPlan, disturbed: Disturbances) -> None:
     """Raises:
     UsageError: a call of the shutdown itself may miss its timeout.
     """
@@ -82,6 +83,13 @@ def _check_end(program: Program, plan: FaultPlan) -> None:
         max(plan.table(rank).messages_to_delay.get(one, 0.0) for rank in range(program.world_size))
         for one in (MessageType.PYTHON_CALL, MessageType.RREF_USER_DELETE)
     )
+    late = disturbed.late_at_meeting
+    if late and not program.end.is_in_time(call + late, delete, len(program.leaves)):
+        why = (
+            f"a rank whose call misses the timeout of its shutdown ({timeout:g} s) raises, while "
+            f"the others wait for it (api.py: _all_gather)"
+        )
+        raise refused(disturbed.late[0], why)
     if not program.end.is_in_time(call, delete, len(program.leaves)):
         msg = (
             f"the plan delays PYTHON_CALL by {call:g} s and RREF_USER_DELETE by {delete:g} s. With "

@@ -239,6 +239,9 @@ class Model:
             and self.calls[getattr(step, "to", 0)][call]
         ):
             self.calls[getattr(step, "to", 0)][call] += 1
+            if self.ends_hastily:
+                # One answer is enough for its caller, so the other copy may be cut off.
+                self.abandoned_calls[getattr(step, "to", 0)].add(call)
         if self.now.fate not in UNHEARD:
             return predicted
         limit = self.times.limit(leaf_timeout(step)) or 0.0
@@ -535,15 +538,18 @@ class Model:
             raise StepFails(error="timeout" if self.now.last_fate == "lost" else "injected")
         return self._receive(handle, at, to, fork) if handle else None
 
-    def forward(self, at: int, to: int) -> Literal["", "lost", "late", "injected", "timeout"]:
-        """A call inside a context.
+    def forward(
+        self, at: int, to: int, timeout: float | None = None
+    ) -> Literal["", "lost", "late", "injected", "timeout"]:
+        """A call inside a context, with that timeout or the program's.
 
         Returns: "" if all is well; "lost" or "injected" if it does not arrive, and its caller gets
         the timeout or the injected failure; "late" if it arrives only after that timeout;
         "timeout" if its answer does not arrive in time.
         """
         message = WireMessageType.FORWARD_AUTOGRAD_REQ
-        fate = self.disturbed.fate(at, to, message, self.times.rpc_timeout)
+        limit = self.times.limit(timeout)
+        fate = self.disturbed.fate(at, to, message, limit)
         if fate == "fail":
             self.findings.meets("readable-injected-error")
             return "injected"
@@ -577,7 +583,9 @@ class Model:
         self.creation_unknown(handle)
         return handle
 
-    def fetches_inside(self, at: int, handle: Handle) -> Literal["", "lost", "injected", "timeout"]:
+    def fetches_inside(
+        self, at: int, handle: Handle, timeout: float | None
+    ) -> Literal["", "lost", "injected", "timeout"]:
         """``to_here`` of such an RRef, in that context; what becomes of it, as of :meth:`forward`.
 
         Raises:
@@ -589,7 +597,7 @@ class Model:
         if handle.rref.absent:
             message = WireMessageType.FORWARD_AUTOGRAD_REQ
             self.disturbed.check_never_answered(owner, at, message)
-        ended = self.forward(at, owner) if at != owner else ""
+        ended = self.forward(at, owner, timeout) if at != owner else ""
         if ended == "late":
             raise refused(self.disturbed.faults[0], f"{self.now.step!r} fetches an RRef too late")
         if handle.rref.absent and not ended:
@@ -1045,10 +1053,13 @@ class Model:
             self.abandoned_calls[to].add(call)
         return late, slack
 
-    def check_gives_up(self, step: Leaf) -> None:
+    def check_gives_up(self, step: Leaf, *, may_be_late: bool = False) -> None:
         """Check that a call of this step in a context, whose function is slow, ends by its timeout.
 
         No table delays such a message.
+
+        Args:
+            may_be_late: whether the step says what comes where messages are disturbed.
 
         Raises:
             UsageError: nobody can tell, or what else the step shows.
@@ -1059,7 +1070,7 @@ class Model:
                 f"a timeout needs a free thread (TensorPipeAgent::markFutureWithError), and "
                 f"num_worker_threads={self.times.threads_of_ranks}; let it be None"
             )
-        elif self.disturbed:
+        elif self.disturbed and not may_be_late:
             why = "what that shows under faults of single messages is not predicted"
         if why:
             msg = f"{step!r}: a call of it ends by its timeout; {why}."

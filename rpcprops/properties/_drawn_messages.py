@@ -27,7 +27,7 @@ from rpcprops.faults import (
     WireMessageType,
 )
 from rpcprops.oracle import Prediction, predict
-from rpcprops.programs import Context, Drop, End, Fetch, Program, Remote, Step
+from rpcprops.programs import Context, Drop, End, Fetch, Program, Remote, Shutdown, Step
 from rpcprops.properties._base import Case
 from rpcprops.properties._messages import SHARING, TIMEOUT, TOO_LATE, in_context
 from rpcprops.strategies import fault_tables, programs_under_faults
@@ -52,6 +52,7 @@ _MOSTLY_LONG = (*_HOLDS, *_HOLDS[-1:] * 2)
 GIVEN_UP = 0.5
 _REMOTES = (WireMessageType.PYTHON_REMOTE_CALL, WireMessageType.SCRIPT_REMOTE_CALL)
 _FETCHES = (WireMessageType.PYTHON_RREF_FETCH_CALL, WireMessageType.SCRIPT_RREF_FETCH_CALL)
+_FORWARD = (WireMessageType.FORWARD_AUTOGRAD_REQ, WireMessageType.FORWARD_AUTOGRAD_RESP)
 _DELETE = WireMessageType.RREF_USER_DELETE
 #: Messages for which a program seldom waits, so that it goes on while they are held.
 _UNAWAITED = frozenset(
@@ -62,6 +63,22 @@ _UNAWAITED = frozenset(
         _DELETE,
     }
 )
+#: How programs end, who comes late to that (see :func:`_late`), and whether they settle before;
+#: None: as they do. Most end as usual, because a used world takes only these.
+_ENDS: tuple[tuple[Shutdown, str, bool | None], ...] = (
+    *(("graceful", "", None),) * 9,
+    ("at once", "", True),
+    ("at once", "", False),
+    ("graceful", "last", None),
+    ("timed out", "last", None),
+    ("at once", "last", False),
+    ("twice", "", None),
+    ("timeout", "others", None),
+    ("timed out", "others", None),
+    ("at once", "others", False),
+)
+#: Virtual seconds by which a rank comes late to the end.
+_LATE_TO_END = 30.0
 _Which = Literal["nth", "first", "every"]
 _WHICH: tuple[_Which, ...] = ("nth", "nth", "nth", "nth", "first", "every")
 
@@ -207,11 +224,30 @@ def disturbed(
     program = replace(program, end=End(), settles=program.settles or program.ends_hastily)
     if rpc_timeout is not None:
         program = replace(program, rpc_timeout=rpc_timeout, num_worker_threads=None)
-    case = Case(program, plan)
+    case = Case(_with_end(draw, program, plan), plan)
     for _ in range(draw(st.integers(1, _MOST))):
         case = _with_one_more(draw, case, facts, draw(st.sampled_from(actions)))
     assume(case.plan.others)
     return case
+
+
+def _with_end(draw: st.DrawFn, program: Program, plan: FaultPlan) -> Program:
+    """The program with an end of its own, if that is predicted under the plan."""
+    how, late, settles = draw(st.sampled_from(_ENDS))
+    end = End(how, _late(late, program.world_size))
+    settled = program.settles if settles is None else settles
+    try:
+        changed = replace(program, end=end, settles=settled)
+    except UsageError:
+        return program
+    return changed if _predicted(Case(changed, plan)) is not None else program
+
+
+def _late(who: str, world_size: int) -> tuple[float, ...]:
+    """For how long each rank waits: nobody does, or the last rank, or all others."""
+    before = world_size - 1
+    waits = {"last": (*(0.0,) * before, _LATE_TO_END), "others": (_LATE_TO_END,) * before}
+    return waits.get(who, ())
 
 
 def _with_one_more(draw: st.DrawFn, case: Case, facts: TorchFacts, action: MessageAction) -> Case:
@@ -290,7 +326,11 @@ def _drawn(
     # The first messages include the one after it, for the first alone is the nth.
     n = {"nth": held.n, "first": held.n + 1, "every": 1}[which]
     given: Any = {"to": held.to, "which": which, "n": n, "until": until}
-    for delay in delays:
+    for number, delay in enumerate(delays):
+        if not number and one.message in _FORWARD and action in ("lose", "delay"):
+            lateness = TOO_LATE if action == "delay" else 0.0
+            fault = MessageFault(held.rank, action, held.message, delay=lateness, **given)
+            yield _with_timed_contexts(program), fault
         try:
             fault = MessageFault(held.rank, action, held.message, delay=delay, **given)
         except UsageError:
@@ -306,6 +346,15 @@ def _timed(program: Program, number: int) -> Program:
     """The program with a short timeout of a step."""
     steps = [*program.steps]
     steps[number] = replace(steps[number], **{"timeout": GIVEN_UP})
+    return replace(program, steps=tuple(steps))
+
+
+def _with_timed_contexts(program: Program) -> Program:
+    """The program, whose calls in contexts have a timeout of their own where that is no step's."""
+    steps = [
+        replace(step, timeout=TIMEOUT) if isinstance(step, Context) and step.late is None else step
+        for step in program.steps
+    ]
     return replace(program, steps=tuple(steps))
 
 

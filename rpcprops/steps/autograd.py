@@ -13,8 +13,19 @@ from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY, MessageType, WireMessageType, retry_wait
 from rpcprops.outcomes import Counters, Violation
 from rpcprops.steps.arguments import PAIRS, TENSORS, check_arguments, check_seconds, sum_of
-from rpcprops.steps.base import Flavour, OwnerOf, Sort, Step, StepFails, Value, Way, waits_nowhere
+from rpcprops.steps.base import (
+    CLEARLY_IN_TIME,
+    Flavour,
+    OwnerOf,
+    Sort,
+    Step,
+    StepFails,
+    Value,
+    Way,
+    waits_nowhere,
+)
 from rpcprops.steps.control import Settle
+from rpcprops.steps.in_rank.constants import LATE_LASTS, LATE_TIMEOUT
 
 if TYPE_CHECKING:
     from rpcprops.oracle.model import Model
@@ -27,7 +38,8 @@ _LONGEST_PATH = 5
 #: How a call names its rank: by its name, its id or its ``WorkerInfo``.
 Naming = Literal["name", "id", "info"]
 #: Options of a context: how it walks its path, and how it ends; a `root` is the number of another
-#: rank there, and 0 the rank itself.
+#: rank there, and 0 the rank itself. A `timeout` is one that nothing reaches. The `late` hop counts
+#: from the first or from the last one.
 _WALKS: tuple[dict[str, Any], ...] = (
     {},
     {"nested": True},
@@ -43,6 +55,10 @@ _WALKS: tuple[dict[str, Any], ...] = (
     {"flavour": "script"},
     {"flavour": "script", "wait": "async"},
     {"flavour": "script", "rrefs": True, "named": "info"},
+    {"timeout": 0.0},
+    {"timeout": 0.0, "nested": True},
+    {"timeout": 0.0, "rrefs": True},
+    {"timeout": 0.0, "wait": "async"},
 )
 _ENDS: tuple[dict[str, Any], ...] = (
     {},
@@ -55,6 +71,8 @@ _ENDS: tuple[dict[str, Any], ...] = (
     {"root": 0},
     {"root": 1},
     {"root": 1, "raises": True},
+    {"late": -1},
+    {"late": 0},
 )
 
 
@@ -83,6 +101,22 @@ class Context(Step):
             _build_rpc_profiling_key).
         root: a rank that owns the loss. ``rref.backward(context_id)`` runs the pass from there, and
             the step reads the loss by a call that is sent the RRef.
+        timeout: the timeout of each call that `at` makes along the path (with `rrefs` of each
+            fetch), in virtual seconds; None for the program's. What ranks call from there, and
+            backward, whose gradients have no other (``functions/recvrpc_backward.cpp``:
+            RecvRpcBackward::apply), have the program's.
+        late: the number of a hop, from 0, whose call times out after four virtual seconds, because
+            its function returns only once its rank has given the context up. The error leaves the
+            block, through the functions that wait for the call if it is `nested`.
+
+    A call that times out ends at its caller alone (``tensorpipe_agent.cpp``:
+    TensorPipeAgent::pollTimeoutRpcs). The caller has noted the rank before it sent
+    (``autograd/utils.cpp``: getMessageWithAutograd), so the cleanup goes there too. The error
+    leaves the block once the function has begun, so that its rank has the context when the cleanup
+    comes. Its answer would hold a tensor that requires a gradient, and so asks for the context,
+    which has gone: it becomes an error (``container.cpp``: DistAutogradContainer::currentContext),
+    as does a call that it makes on. The send function of the call stays in the context at the
+    caller, and nothing takes it out: :class:`Unreached` shows a backward pass after that.
 
     Of ``RRef.backward`` torch's documentation says that it starts a distributed pass at the owner,
     and that get_gradients() then has the gradients, as after ``dist_autograd.backward``.
@@ -109,11 +143,14 @@ class Context(Step):
     seconds: float = 0.0
     profiled: bool = False
     root: int | None = None
+    timeout: float | None = None
+    late: int | None = None
 
     def enter(self, scope: Scope) -> None:
         for rank in self.path:
             scope.check_rank("path", rank)
         self._check_way()
+        self._check_late()
         if self.profiled and (self.rrefs, self.flavour, self.wait) != (False, "python", "sync"):
             msg = "profiled=True is about calls of Python functions by rpc_sync."
             raise UsageError(msg)
@@ -157,9 +194,26 @@ class Context(Step):
             msg = "wait='async' waits for a future, and rrefs=True fetches RRefs; take one of them."
             raise UsageError(msg)
 
+    def _check_late(self) -> None:
+        """Raises:
+        UsageError: no call can time out there.
+        """
+        if self.late is None:
+            return
+        if not 0 <= self.late < len(self.path):
+            msg = f"late={shown(self.late)} must be the number of a hop of path={shown(self.path)}."
+            raise UsageError(msg)
+        plain = (self.flavour, self.rrefs, self.breaks, self.root, self.profiled)
+        if plain != ("python", False, None, None, False):
+            msg = (
+                f"late={shown(self.late)} needs calls of Python functions, and an error that "
+                f"leaves the block: no flavour, rrefs, breaks, root or profiled."
+            )
+            raise UsageError(msg)
+
     @property
     def lasts(self) -> float:
-        return self.seconds * len(self.path)
+        return self.seconds * len(self.path) + LATE_TIMEOUT * (self.late is not None)
 
     def _runs(self, model: Model, rank: int, call: str) -> None:
         """Its function runs at a rank; only one of Python notes that."""
@@ -168,7 +222,9 @@ class Context(Step):
     def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
         """The owner of the root runs the whole pass (``processRRefBackward``) in one thread."""
         root = (self.root,) if self.root is not None and self.backward else ()
-        return (*(self.path[:-1] if self.nested else ()), *root)
+        # A call that times out, and the one that waits until its function has begun.
+        late = () if self.late is None else (self.path[self.late],) * 2
+        return (*(self.path[:-1] if self.nested else ()), *root, *late)
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         model.times.check_in_time(self, self.lasts)
@@ -178,6 +234,9 @@ class Context(Step):
         if self.profiled and model.disturbed:
             msg = f"{self!r}: what faults of single messages do to profiled calls is not predicted."
             raise UsageError(msg)
+        self._check_timeout(model)
+        if self.late is not None:
+            self._time_out(model, call, self.late)
         made = self._walk(model, call) if model.disturbed else []
         self._note_calls(model, call)
         for to in self._owners[len(made) :]:
@@ -201,6 +260,57 @@ class Context(Step):
         model.release(self.name, self.at, self._acquaintances())
         return model.shows(self._computed() if not broke else self._broken(broke))
 
+    def _check_timeout(self, model: Model) -> None:
+        """Check that the timeout of its calls ends none that comes and is answered.
+
+        Raises:
+            UsageError: it may end one.
+        """
+        calls = len(self.path) if self.nested else 1
+        waits = self.seconds * calls + model.disturbed.seconds + model.times.queues()
+        if self.timeout is not None and waits + CLEARLY_IN_TIME > self.timeout:
+            msg = (
+                f"{self!r}: a call of it may take {waits:g} s (virtual) under this plan, and its "
+                f"timeout may end it; let it be {CLEARLY_IN_TIME:g} s above that, or None, or "
+                f"name the call that is to time out by late=NUMBER."
+            )
+            raise UsageError(msg)
+
+    def _time_out(self, model: Model, call: str, late: int) -> None:
+        """The call of a hop times out while its function runs.
+
+        Raises:
+            StepFails: always, with what leaves the block.
+            UsageError: that is not predicted.
+        """
+        model.check_gives_up(self, may_be_late=True)
+        model.disturbed.check_late_forward(self)
+        rank = self.path[late]
+        for one in self.path[:late]:
+            self._runs(model, one, call)
+        for name in (f"{call}/late", f"{call}/slept"):
+            model.calls[rank][name] += 1
+            model.abandoned_calls[rank].add(name)
+        model.unread = True
+        is_inner = self.nested and late > 0
+        known: dict[int, set[int]] = {}
+        caller = self.at
+        for number, to in enumerate(self.path[: late + 1]):
+            known.setdefault(caller, set()).add(to)
+            known.setdefault(to, set())
+            # An exception of a function is a plain answer, which notes nobody.
+            is_graded = not self.nested and number < late
+            known[to].update({caller} if is_graded else ())
+            model.in_contexts.call(caller, to, graded=int(is_graded))
+            if number == late:
+                # Its caller asks whether the function has begun.
+                model.in_contexts.call(caller, to, graded=0)
+                message = WireMessageType.FORWARD_AUTOGRAD_REQ
+                model.answers.perhaps_errors([(caller, to)], message)
+            caller = to if self.nested else caller
+        model.release(self.name, self.at, known)
+        raise StepFails("remote" if is_inner else "timeout", LATE_LASTS - LATE_TIMEOUT)
+
     def _walk(self, model: Model, call: str) -> list[Handle]:
         """Walk the path where faults act on messages; the RRefs that it makes, if all is well.
 
@@ -215,7 +325,9 @@ class Context(Step):
                 made.append(model.creates_inside(self.at, rank))
                 self._fetch_there(model, call, made)
                 continue
-            ended = model.forward(way[number] if self.nested else self.at, rank)
+            is_own = not (self.nested and number)
+            timeout = self.timeout if is_own else None
+            ended = model.forward(way[number] if self.nested else self.at, rank, timeout)
             if ended:
                 model.disturbed.check_lost_forward(self, ended, number, nested=self.nested)
                 self._lose(model, call, number, ended)
@@ -245,7 +357,7 @@ class Context(Step):
         handle, number = made[-1], len(made) - 1
         rank, ended = handle.rref.owner, ""
         try:
-            ended = model.fetches_inside(self.at, handle)
+            ended = model.fetches_inside(self.at, handle, self.timeout)
         except StepFails as failed:
             error: ErrorClass = failed.error
             asked = 1
@@ -604,19 +716,27 @@ class Context(Step):
         length = drawer.pick(range(_LONGEST_PATH + 1 - len(path)))
         path += _hops(drawer, path[-1] if path else at, length)
         form = {**drawer.pick(_WALKS), **drawer.pick(_ENDS)}
+        if "late" in form:
+            # Only a Python function can wait until its call has timed out.
+            form = {key: form[key] for key in form if key not in ("flavour", "rrefs")}
         python = "flavour" not in form
         value, form["seconds"] = drawer.with_sleep(TENSORS, len(path) * python)
+        if "timeout" in form:
+            form["timeout"] = drawer.in_time(form["seconds"] * len(path))
+        if "late" in form and not _times_out(drawer, path, form):
+            del form["late"]
         if "root" in form:
             form["root"] = _other_than(drawer, path, at) if form["root"] else at
         way = [at, *path, *([form["root"]] if form.get("root", at) != at else [])]
         # Mostly no rank breaks; if torch has the finding, no path that visits a rank twice breaks.
         once = len({*way}) == len(way)
         revisits = not drawer.facts.has_bug("failed-backward-revisits-rank")
-        able = path if python and (once or revisits) and form.get("backward", True) else []
+        passes = python and form.get("backward", True) and "late" not in form
+        able = path if passes and (once or revisits) else []
         breaks = drawer.pick((*(None,) * (1 + (1 if revisits else 3) * len(path)), *able))
         if breaks is not None:
             form["breaks"] = breaks
-        plain = form.keys().isdisjoint({"rrefs", "flavour", "wait", "root"})
+        plain = form.keys().isdisjoint({"rrefs", "flavour", "wait", "root", "late"})
         if plain and drawer.undisturbed and not drawer.in_parallel:
             form["profiled"] = drawer.pick((False, False, True))
         return cls(at, drawer.name("context"), tuple(path), value, **form)
@@ -644,6 +764,16 @@ def _other_than(drawer: StepDrawer, path: Sequence[int], at: int) -> int:
     """A rank that is not in a path, if there is one; else another one than `at`, or `at`."""
     others = drawer.others[at]
     return next((rank for rank in others if rank not in path), others[0] if others else at)
+
+
+def _times_out(drawer: StepDrawer, path: Sequence[int], form: dict[str, Any]) -> bool:
+    """Whether the call of a hop may time out in a context of that form; which hop is put in."""
+    lasts = LATE_TIMEOUT + form["seconds"] * len(path)
+    if not path or not drawer.may_end_late() or not drawer.may_take(lasts):
+        return False
+    form["late"] %= len(path)
+    drawer.slow_functions += 1
+    return True
 
 
 def _hops(drawer: StepDrawer, start: int, length: int) -> list[int]:

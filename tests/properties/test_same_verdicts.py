@@ -105,7 +105,8 @@ def same_ways(runner: Runner, cases: Sequence[tuple[Program, FaultPlan]]) -> Cou
     done: Counter[str] = Counter()
     for program, plan in cases:
         found, tries = differences(runner, program, plan)
-        assert found == {}, (program, plan)
+        # In full: another run of the nightly profile draws other cases.
+        assert not found, f"{program!r} under {plan!r}: {found}"
         done[f"after {tries}"] += 1
     assert not runner.failed_in_use
     return done

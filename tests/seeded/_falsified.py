@@ -1106,7 +1106,7 @@ def _default_first(world: World) -> Falsified:
 
 def _contexts(world: World) -> Iterator[tuple[int, Context, dict[str, Any]]]:
     for index, leaf, _, seen in _steps(world):
-        if isinstance(leaf, Context):
+        if isinstance(leaf, Context) and leaf.late is None:
             yield index, leaf, seen.value
 
 
@@ -1254,12 +1254,15 @@ def _reached(world: World) -> Falsified:
             yield with_step(world.outcome, index, value=value), [("WrongValue", leaf.at, index)]
 
 
-@defect("a call knows no timeout whose context goes on with a backward pass")
+@defect("a slow call in a context gives its value in spite of its timeout")
 def _patient_in_context(world: World) -> Falsified:
     for index, leaf, _, seen in _steps(world):
         if isinstance(leaf, Graph | Unreached) and "late" in seen.value:
             value = {**seen.value, "late": False}
             yield with_step(world.outcome, index, value=value), [("MissingError", leaf.at, index)]
+        elif isinstance(leaf, Context) and leaf.late is not None:
+            wrong = with_step(world.outcome, index, value={"loss": 1.0}, error=None)
+            yield wrong, [("MissingError", leaf.at, index)]
 
 
 @defect("a backward pass that never ends changes the loss")

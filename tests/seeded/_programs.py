@@ -134,6 +134,7 @@ CONTEXTS = Program(
         Context(0, "y", (1, 2), nested=True, rrefs=True, retain=True, raises=True),
         Context(2, "z", (0, 1), value=(3.0,), breaks=1),
         Context(1, "w", (2,), root=0),
+        Context(1, "v", (2, 0), late=1, timeout=700.0),
         Settle(),
         Refused(1, "x"),
         Refused(2, "y"),

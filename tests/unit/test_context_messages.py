@@ -8,10 +8,18 @@ from typing import Any
 import pytest
 
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, FaultTable, MessageFault, MessageType, WireMessageType
+from rpcprops.faults import (
+    FaultPlan,
+    FaultTable,
+    MessageAction,
+    MessageFault,
+    MessageType,
+    WireMessageType,
+)
 from rpcprops.oracle import judge, predict
-from rpcprops.outcomes import Outcome, SentMessage
+from rpcprops.outcomes import Counters, Outcome, SentMessage
 from rpcprops.programs import (
+    Call,
     Context,
     FailTwice,
     Graph,
@@ -24,6 +32,8 @@ from rpcprops.programs import (
     Step,
     Train,
 )
+from rpcprops.strategies import programs
+from tests._draws import draws
 from tests.seeded._ideal import ideal
 
 #: How many messages go from the first rank to the second one.
@@ -276,6 +286,119 @@ def test_what_trains_fetches_and_steps() -> None:
     assert sent(Linear(0, "x", 1, layer="sparse")) == ({(0, 1): 3}, {(0, 1): 1}, set())
     # It enters no context.
     assert sent(Module(0, 1)) == ({}, {}, set())
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "calls"),
+    [
+        (Context(0, "x", (1, 2), late=0), "timeout", {(0, 1): 2}),
+        (Context(0, "x", (1, 2), late=1), "timeout", {(0, 1): 1, (0, 2): 2}),
+        (Context(0, "x", (1, 2, 1), late=0, nested=True), "timeout", {(0, 1): 2}),
+        (Context(0, "x", (1, 2, 1), late=1, nested=True), "remote", {(0, 1): 1, (1, 2): 2}),
+    ],
+)
+def test_a_call_that_times_out_is_the_last_one(
+    step: Context, error: str, calls: dict[tuple[int, int], int]
+) -> None:
+    """Its error leaves the block, through functions that wait for it; all ranks are cleaned up."""
+    said = predict(Program(3, (step,)), FaultPlan())
+    assert [one.error for one in said.steps] == [error]
+    request = WireMessageType.FORWARD_AUTOGRAD_REQ
+    assert said.wire_sends == {(*pair, request): times for pair, times in calls.items()}
+    assert said.graded == ({(0, 1): 1} if step.late == 1 and not step.nested else {})
+    (pair,) = (pair for pair, times in calls.items() if times == 2)
+    assert said.more_errors == {(*pair, request)}
+    late = step.path[step.late or 0]
+    assert said.calls[late] == {"step0/late": 1, "step0/slept": 1}
+    told = {(one.rank, one.to) for one in said.sends if one.message.startswith("CLEANUP")}
+    # A rank notes its caller only where it has answered with a gradient.
+    back = {(1, 0)} if step.late == 1 and not step.nested else set[tuple[int, int]]()
+    assert told == {*calls} | back
+    assert said.contexts_left == (range(1),) * 3
+    assert said.counters == (Counters(),) * 3
+    with pytest.raises(UsageError, match="may end before its answer"):
+        predict(Program(3, (step,), settles=False), FaultPlan())
+
+
+def test_the_timeout_of_the_calls_of_a_context() -> None:
+    """It must not come, unless a message is lost or late; those of other ranks do not have it."""
+    step = Context(0, "x", (1, 2), timeout=65.0)
+    plain = predict(Program(3, (replace(step, timeout=None),)), FaultPlan())
+    assert predict(Program(3, (step,)), FaultPlan()) == plain
+    with pytest.raises(UsageError, match=r"may take 10 s .* its timeout may end it"):
+        predict(Program(3, (replace(step, seconds=10.0),)), FaultPlan())
+    cases: tuple[tuple[MessageAction, str, float], ...] = (
+        ("lose", "FORWARD_AUTOGRAD_REQ", 0.0),
+        ("lose", "FORWARD_AUTOGRAD_RESP", 0.0),
+        ("delay", "FORWARD_AUTOGRAD_RESP", 75.0),
+    )
+    for action, kind, delay in cases:
+        rank = 0 if kind.endswith("REQ") else 1
+        fault = MessageFault(rank, action, kind, delay=delay)
+        for form in (step, replace(step, rrefs=True)):
+            number = 2 if form.rrefs else 1
+            one = replace(fault, n=number if rank == 0 else 1)
+            said = predict(Program(3, (form,)), FaultPlan(others=(one,)))
+            assert [one.error for one in said.steps] == ["timeout"]
+        nested = Program(3, (replace(step, path=(1, 2), nested=True),))
+        other = replace(fault, rank=1 if rank == 0 else 2)
+        with pytest.raises(UsageError, match="has no timeout"):
+            predict(nested, FaultPlan(others=(other,)))
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"late": 2}, "must be the number of a hop"),
+        ({"late": -1}, "must be the number of a hop"),
+        ({"late": 0, "rrefs": True}, "an error that leaves the block"),
+        ({"late": 0, "flavour": "script"}, "an error that leaves the block"),
+        ({"late": 0, "breaks": 1}, "an error that leaves the block"),
+        ({"late": 0, "root": 1}, "an error that leaves the block"),
+        ({"late": 0, "profiled": True}, "an error that leaves the block"),
+    ],
+)
+def test_no_other_call_of_a_context_times_out(given: dict[str, Any], why: str) -> None:
+    """What would not leave the block by an error, or is made in another way, is refused."""
+    with pytest.raises(UsageError, match=why):
+        Program(3, (Context(0, "x", (1, 2), **given),))
+
+
+def test_a_call_that_times_out_beside_message_faults() -> None:
+    """What is late does not matter to it; what is lost might be one of its own calls."""
+    program = Program(3, (Context(0, "x", (1, 2), late=1), Call(0, 1)))
+    for kind, delay in (("FORWARD_AUTOGRAD_REQ", 30.0), ("FORWARD_AUTOGRAD_RESP", 2.0)):
+        fault = MessageFault(0, "delay", kind, which="every", delay=delay)
+        assert predict(program, FaultPlan(others=(fault,))).steps[0].error == "timeout"
+    assert (
+        predict(program, FaultPlan(others=(MessageFault(0, "fail", "PYTHON_CALL"),))).steps[1].error
+        == "injected"
+    )
+    lost = MessageFault(2, "lose", "FORWARD_AUTOGRAD_RESP")
+    with pytest.raises(UsageError, match="and others may be disturbed"):
+        predict(replace(program, rpc_timeout=300.0), FaultPlan(others=(lost,)))
+
+
+def test_calls_that_time_out_in_contexts_are_drawn() -> None:
+    """By one of each length of path, by each rank of it; and timeouts that do not come."""
+    drawn = [
+        leaf
+        for program in draws(programs(max_world_size=3, kinds=("context", "settle")), 250)
+        for leaf in program.leaves
+        if isinstance(leaf, Context)
+    ]
+    late = [leaf for leaf in drawn if leaf.late is not None]
+    assert {(leaf.nested, leaf.late == 0) for leaf in late} == {
+        (nested, first) for nested in (False, True) for first in (False, True)
+    }
+    assert {leaf.wait for leaf in late} == {"sync", "async"}
+    timed = [leaf for leaf in drawn if leaf.timeout is not None]
+    assert {(leaf.nested, leaf.rrefs, leaf.late is None) for leaf in timed} >= {
+        (False, False, True),
+        (False, False, False),
+        (True, False, True),
+        (False, True, True),
+    }
 
 
 def test_calls_that_outlast_their_context() -> None:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rpcprops import agents
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, FaultTable, MessageType, WireMessageType
+from rpcprops.faults import (
+    CUT_OFF,
+    FaultPlan,
+    FaultTable,
+    MessageFault,
+    MessageType,
+    WireMessageType,
+)
 from rpcprops.oracle import accepted, judge, predict
 from rpcprops.outcomes import Counters
 from rpcprops.programs import (
@@ -47,6 +56,8 @@ from rpcprops.strategies import programs
 from tests._draws import draws
 from tests.seeded._ideal import LEAKED, OWNER_WAITED, ideal, with_rank
 
+#: The agent that holds messages back.
+AGENT = Path(agents.__file__).with_name("wire") / "_agent.cpp"
 HOLDS = Program(3, (Remote(0, 1, "a"), Fetch(0, "a"), Share(0, "a", 2, "b")))
 AT_ONCE = replace(HOLDS, end=End("at once"))
 
@@ -338,6 +349,109 @@ def test_a_call_of_a_shutdown_must_not_miss_its_timeout() -> None:
     for table, comes in ((late, False), (in_time, True)):
         drawn = draws(programs(max_world_size=2, max_steps=1, plan=FaultPlan(table)), 150)
         assert any(program.end.timeout for program in drawn) is comes
+
+
+#: Message faults that have acted before the end, or that no shutdown notices.
+ACTED: dict[str, tuple[Program, MessageFault]] = {
+    "late": (HOLDS, MessageFault(0, "delay", "PYTHON_REMOTE_CALL", delay=2.0)),
+    "fails": (
+        replace(HOLDS, steps=(*HOLDS.steps, Call(0, 1))),
+        MessageFault(0, "fail", "PYTHON_CALL"),
+    ),
+    "twice": (
+        replace(HOLDS, steps=(*HOLDS.steps, Call(2, 1))),
+        MessageFault(2, "duplicate", "PYTHON_CALL"),
+    ),
+    "lost": (
+        replace(HOLDS, steps=(*HOLDS.steps, Call(2, 1)), rpc_timeout=65.0),
+        MessageFault(2, "lose", "PYTHON_CALL"),
+    ),
+}
+
+
+@pytest.mark.parametrize("how", SHUTDOWNS[:4])
+@pytest.mark.parametrize(("program", "fault"), ACTED.values(), ids=ACTED)
+def test_message_faults_change_nothing_of_a_graceful_end(
+    how: Any, program: Program, fault: MessageFault
+) -> None:
+    """Where they have acted before, it is predicted as the usual end is."""
+    plan = FaultPlan(others=(fault,))
+    assert predict(replace(program, end=End(how, (30.0,))), plan) == predict(program, plan)
+
+
+@pytest.mark.parametrize(("program", "fault"), ACTED.values(), ids=ACTED)
+def test_an_end_at_once_under_message_faults(program: Program, fault: MessageFault) -> None:
+    """What the steps show is what they show before the usual end, and nothing is deleted then."""
+    plan = FaultPlan(others=(fault,))
+    usual, at_once = (
+        predict(replace(program, end=End(how)), plan) for how in ("graceful", "at once")
+    )
+    assert at_once.steps == usual.steps
+    assert at_once.counters == usual.counters
+    assert not at_once.last_sends
+    assert at_once.leaking == {1}
+    under_way = predict(replace(program, end=End("at once"), settles=False), plan)
+    assert under_way.steps == usual.steps
+    assert under_way.most_left[1].owners
+
+
+def test_an_end_at_once_breaks_for_no_message_fault() -> None:
+    """It sends nothing, so a fault of the calls by which ranks meet elsewhere does nothing."""
+    plan = FaultPlan(others=(MessageFault(0, "lose", "PYTHON_CALL", n=3),))
+    program = replace(HOLDS, rpc_timeout=65.0)
+    assert not predict(program, plan).graceful
+    assert predict(replace(program, end=End("at once")), plan).graceful
+
+
+def test_the_second_of_two_copies_may_be_cut_off() -> None:
+    """Its caller has the answer to the first one, and nobody waits for the other."""
+    program, fault = ACTED["twice"]
+    plan = FaultPlan(others=(fault,))
+    at_once = predict(replace(program, end=End("at once"), settles=False), plan)
+    call = f"step{len(program.steps) - 1}"
+    assert at_once.calls[1][call] == 2
+    assert call in at_once.abandoned_calls[1]
+    settled = predict(replace(program, end=End("at once")), plan)
+    assert not any(settled.abandoned_calls)
+
+
+def test_message_faults_may_not_miss_the_timeout_of_a_shutdown() -> None:
+    """A late rank adds to the seconds for which owners wait, and calls have that timeout, too."""
+    late = End("timed out", (0.0, 30.0))
+    steps = (Remote(1, 0, "a"), Fetch(1, "a"))
+    for end, delay, why in (
+        (End(), 65.0, ""),
+        (late, 35.0, ""),
+        (late, 65.0, "a shutdown waits for 100 s; let it be 40 s"),
+    ):
+        plan = FaultPlan(others=(MessageFault(1, "delay", "RREF_USER_DELETE", delay=delay),))
+        program = Program(2, steps, end=end)
+        if not why:
+            assert predict(program, plan).graceful
+            continue
+        with pytest.raises(UsageError, match=why):
+            predict(program, plan)
+    for delay in (9.0, 11.0):
+        plan = FaultPlan(others=(MessageFault(1, "delay", "PYTHON_RET", delay=delay),))
+        if delay < 10.0:
+            assert predict(Program(2, steps, end=late), plan).graceful
+            continue
+        with pytest.raises(UsageError, match="misses the timeout of its shutdown"):
+            predict(Program(2, steps, end=late), plan)
+
+
+def test_what_is_held_back_is_cut_off() -> None:
+    """The agent ends it by an error of its own, as torch ends what was written."""
+    held = f"RuntimeError: the agent was shut down while {CUT_OFF} (this error originated at x:1)"
+    log = f"Traceback (most recent call last):\n  File x\n{held}\n"
+    assert f'"the agent was shut down while {CUT_OFF}"' in AGENT.read_text()
+
+    def written(program: Program, rank: int) -> list[str]:
+        wrote = with_rank(ideal(program, FaultPlan()), rank, log=log)
+        return [v.promise for v in judge(program, None, wrote)]
+
+    assert written(HASTY, 1) == written(HASTY, 2) == []
+    assert written(HASTY, 0) == written(replace(HASTY, settles=True), 1) == ["ErrorInLog"]
 
 
 def test_a_late_rank_counts_in_real_time() -> None:

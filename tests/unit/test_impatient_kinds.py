@@ -218,7 +218,7 @@ _NOT_SLOW = "its function is one of TorchScript, which cannot sleep"
 #: The kinds of step without a timeout, and why.
 UNTIMED = {
     **dict.fromkeys(("pause", "settle", "parallel", "refused", "own", "local", "drop"), _NO_CALL),
-    **dict.fromkeys(("context", "graph", "train", "optimize", "module", "linear"), _SEVERAL),
+    **dict.fromkeys(("graph", "train", "optimize", "module", "linear"), _SEVERAL),
     **dict.fromkeys(("outlast", "onward", "default"), _OF_ITS_OWN),
     **dict.fromkeys(("member", "profile", "rejoin"), _LIFE),
     "wait": "the timeout is that of its call",

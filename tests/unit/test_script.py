@@ -114,6 +114,8 @@ EVERY = Program(
         Context(0, "breaks", (1, 2), breaks=2),
         Context(1, "both", (2,), breaks=2, nested=True, raises=True),
         Context(0, "alone", backward=False),
+        Context(0, "late", (1, 2), late=1, nested=True),
+        Context(0, "in time", (1, 2), late=1, wait="async", timeout=700.0),
         Outlast(0, 1, "outlast"),
         FailTwice(0, 1, 2, "fails", seconds=4.0),
         Graph(0, "graph", ((0, "plain"), (1, "hooked")), (("add", (0, 1), 2, "relay"),), ((2,),)),

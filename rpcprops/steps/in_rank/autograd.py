@@ -14,13 +14,15 @@ import torch
 from torch.autograd.profiler_legacy import profile as legacy_profile
 from torch.distributed import rpc
 
-from rpcprops.steps.in_rank.shared import SlowNumber, dist_autograd, target_of, tensor
+from rpcprops.steps.in_rank.constants import LATE_LASTS, LATE_TIMEOUT
+from rpcprops.steps.in_rank.shared import SlowNumber, dist_autograd, target_of, tensor, timeout_of
 from rpcprops.steps.in_rank.state import (
     MissingHandleError,
     contexts,
     note_call,
     note_slowly,
     ran,
+    until_ran,
 )
 from rpcprops.steps.in_rank.sums import RaisedOnPurposeError, torchscript
 
@@ -69,17 +71,25 @@ def context(
     seconds: float,
     profiled: bool,
     root: int | None,
+    timeout: float | None,
+    late: int | None,
 ) -> dict[str, Any]:
     """Send a tensor through the ranks of `path` and run backward, in a context of its own.
 
     Each rank r of the path maps x to (r + 2) * x + 1. With `nested` each rank calls the next one.
-    With `profiled` all of that is inside torch's legacy profiler.
+    With `profiled` all of that is inside torch's legacy profiler. The calls of this rank have a
+    `timeout`, if there is one. The call of the hop of the number `late` times out.
     """
     leaf = tensor(value).requires_grad_()
     result: dict[str, Any] = {}
-    # A hop is a rank's name, its factor, whether its backward raises, and how long it sleeps.
-    hops = [(world[rank], float(rank + 2), rank == breaks, seconds) for rank in path]
+    # A hop is a rank's name, its factor, whether its backward raises, how long it sleeps, and
+    # whether its call times out.
+    hops = [
+        (world[rank], float(rank + 2), rank == breaks, seconds, number == late)
+        for number, rank in enumerate(path)
+    ]
     send: Any = call_remote if rrefs else {"sync": rpc.rpc_sync, "async": call_async}[wait]
+    send = partial(send, timeout=timeout_of(timeout))
     make_profiler: Any = legacy_profile if profiled else contextlib.nullcontext
     profiler = make_profiler()
     try:
@@ -89,11 +99,14 @@ def context(
             if nested and hops:
                 (to, *here), *rest = hops
                 there = target_of(world, world.index(to), named)
-                y = send(there, hop_on, args=(call, rest, *here, y))
+                y = call_next(send, there, (call, context_id), rest, here, y)
             else:
-                for to, *here in hops:
+                for to, *here, is_late in hops:
+                    there = target_of(world, world.index(to), named)
+                    if is_late:
+                        y = call_late(send, there, (call, context_id), [], here[0], y)
                     function, args = hop_call(flavour, call, here, y)
-                    y = send(target_of(world, world.index(to), named), function, args=args)
+                    y = send(there, function, args=args)
             loss: Any = y.sum() if root is None else owned_sum(call, world[root], y)
             if backward:
                 retains = (True, False) if retain else (False,)
@@ -110,14 +123,14 @@ def context(
     return result
 
 
-def call_remote(to: Any, function: Any, args: tuple[Any, ...]) -> Any:
-    """As ``rpc_sync``, but through an RRef that is fetched at once."""
-    return rpc.remote(to, function, args=args).to_here()
+def call_remote(to: Any, function: Any, args: tuple[Any, ...], timeout: float) -> Any:
+    """As ``rpc_sync``, but through an RRef that is fetched at once, with that timeout."""
+    return rpc.remote(to, function, args=args).to_here(timeout)
 
 
-def call_async(to: Any, function: Any, args: tuple[Any, ...]) -> Any:
+def call_async(to: Any, function: Any, args: tuple[Any, ...], timeout: float) -> Any:
     """As ``rpc_sync``, but by a future."""
-    return rpc.rpc_async(to, function, args=args).wait()
+    return rpc.rpc_async(to, function, args=args, timeout=timeout).wait()
 
 
 def hop_call(
@@ -152,20 +165,79 @@ def break_in_backward(x: torch.Tensor, seconds: float) -> torch.Tensor:
     return broken
 
 
+#: A hop of a path: see :func:`context`.
+Hop = tuple[str, float, bool, float, bool]
+
+
+def call_next(
+    send: Any,
+    to: Any,
+    where: tuple[str, int],
+    rest: list[Hop],
+    here: Sequence[Any],
+    x: torch.Tensor,
+) -> Any:
+    """Let a rank do one hop, and the rest of the path; `here` is the hop without its rank.
+
+    `where` is the name of the call, and the id of the context.
+    """
+    *how, is_late = here
+    if is_late:
+        return call_late(send, to, where, rest, how[0], x)
+    return send(to, hop_on, args=(where, rest, *how, x))
+
+
 def hop_on(
-    call: str,
-    hops: list[tuple[str, float, bool, float]],
+    where: tuple[str, int],
+    hops: list[Hop],
     factor: float,
     breaks: bool,
     seconds: float,
     x: torch.Tensor,
 ) -> Any:
     """One hop, then the rest of the path from this rank."""
-    y = hop(call, factor, breaks, seconds, x)
+    y = hop(where[0], factor, breaks, seconds, x)
     if not hops:
         return y
     (to, *here), *rest = hops
-    return rpc.rpc_sync(to, hop_on, args=(call, rest, *here, y))
+    return call_next(rpc.rpc_sync, to, where, rest, here, y)
+
+
+def call_late(
+    send: Any,
+    to: Any,
+    where: tuple[str, int],
+    rest: list[Hop],
+    factor: float,
+    x: torch.Tensor,
+) -> Any:
+    """Call a rank that answers only once it has given the context up; the call must time out.
+
+    Its function has begun when the error goes on from here, so the rank has the context by then.
+    """
+    try:
+        return send(to, hop_late, args=(where, rest, factor, x), timeout=LATE_TIMEOUT)
+    except RuntimeError:
+        rpc.rpc_sync(to, until_ran, args=(f"{where[0]}/late",))
+        raise
+
+
+def hop_late(
+    where: tuple[str, int], hops: list[Hop], factor: float, x: torch.Tensor
+) -> torch.Tensor | None:
+    """One hop when this rank has given the context up; then a call of the next rank."""
+    call, context_id = where
+    note_call(f"{call}/late")
+    ends = time.monotonic() + LATE_LASTS
+    while time.monotonic() < ends and not has_gone(context_id):
+        time.sleep(0.5)
+    is_gone = has_gone(context_id)
+    y: torch.Tensor | None = factor * (x if is_gone else x.detach()) + 1.0
+    if hops and is_gone:
+        # This raises before anything is sent.
+        y = unless_context_is_gone(lambda: rpc.rpc_sync(hops[0][0], same_tensor, args=(y,)))
+    note_call(f"{call}/slept")
+    return y
 
 
 def owned_sum(call: str, owner: str, x: torch.Tensor) -> Any:

@@ -97,3 +97,6 @@ SHUTDOWN_TIMEOUTS = {"timeout": 36000.0, "timed out": 20.0}
 LATE_TIMEOUT = 4.0
 #: For how many times its timeout the function of such a call sleeps.
 TIMES_LATE = 4.0
+#: For how many seconds such a call of a context's path waits at most until its rank has given the
+#: context up, which is after its timeout.
+LATE_LASTS = 100.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import threading
-import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,13 @@ from torch.distributed import rpc
 
 from rpcprops.steps.in_rank.constants import LATE_TIMEOUT, TIMES_LATE
 from rpcprops.steps.in_rank.shared import dist_autograd, target_of, tensor
-from rpcprops.steps.in_rank.state import contexts, handles, note_call, note_slowly, ran
+from rpcprops.steps.in_rank.state import (
+    contexts,
+    handles,
+    note_call,
+    note_slowly,
+    until_ran,
+)
 from rpcprops.steps.in_rank.sums import script_add, torchscript
 
 #: What an operation does, the results that it takes, its rank, and how it gets there.
@@ -349,12 +354,6 @@ class Sleeper:
     def sleep(self, call: str, seconds: float, x: torch.Tensor) -> torch.Tensor:
         """Double a tensor, after a while."""
         return sleep_there(call, seconds, x)
-
-
-def until_ran(call: str) -> None:
-    """Wait until a call has begun to run in this rank."""
-    while not ran[call]:
-        time.sleep(0.05)
 
 
 #: What torch says of a call that has timed out, and of an RRef whose creation has.

@@ -61,6 +61,12 @@ def note_slowly(call: str, seconds: float) -> None:
         time.sleep(seconds)
 
 
+def until_ran(call: str) -> None:
+    """Wait until a call has begun to run in this rank."""
+    while not ran[call]:
+        time.sleep(0.05)
+
+
 def hold_gil() -> None:
     """Hold the GIL: one call of C that gives it up nowhere, about 10 ms of real time."""
     sum(range(500_000))
