@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
-from rpcprops.oracle._hasty import may_race
+from rpcprops.oracle._hasty import may_give_up, may_race
 from rpcprops.oracle._waited import Waited
 from rpcprops.oracle.prediction import Met, Prediction, Send
 from rpcprops.oracle.ranks import OWNER_WAITS
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _CLEANUP = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
 _RACES = "shutdown-races-delete"
+_GIVEN_UP = "fork-request-given-up"
 
 
 def ended(
@@ -120,6 +121,10 @@ def _cut_off(model: Model, found: Prediction, *, forgets: bool) -> Prediction:
     lacking = since.may_lack(model.sends, model.in_contexts.sent, waited, abandoned)
     for rank in may_race(most, lacking, forgets=forgets):
         _meets_race(model, rank, forgets=forgets)
+    if model.facts.has_bug(_GIVEN_UP):
+        says = r"in its shutdown: killed by SIGABRT"
+        ranks = may_give_up(lacking)
+        model.findings.met |= {Met(_GIVEN_UP, rank, None, says, ("RankDied",)) for rank in ranks}
     return replace(
         found,
         met=frozenset(model.findings.met),

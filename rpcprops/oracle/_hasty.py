@@ -87,6 +87,21 @@ def may_race(
     return frozenset(rank for rank in asked if most[rank].owners)
 
 
+def may_give_up(lacking: Mapping[WireKind, int]) -> frozenset[int]:
+    """The ranks that may still ask an owner to know a fork when that owner has left.
+
+    Each try fails then, and the rank aborts after the last one, unless its own agent has stopped
+    before (fork-request-given-up; ``rpc_agent.cpp``: RpcAgent::rpcRetryCallback).
+
+    Args:
+        lacking: the messages that may be under way.
+    """
+    request = WireMessageType.RREF_FORK_REQUEST
+    return frozenset(
+        rank for (rank, _, message), times in lacking.items() if times and message is request
+    )
+
+
 class RRefOfModel(Protocol):
     """What is needed of an RRef."""
 

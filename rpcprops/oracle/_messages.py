@@ -682,11 +682,32 @@ class Disturbances:
             raise refused(fault, f"{step!r} may end before its function has ended")
         if fate == "twice":
             _check_twice(fault, step, message)
+            self._check_copies(step)
         elif fate != "lost" and (getattr(step, "raises", False) or getattr(step, "seconds", 0.0)):
             raise refused(fault, f"{step!r} raises, or takes time of its own")
         if fate == "late":
             _check_late(fault, step)
             self._check_followers(fault, step)
+
+    def _check_copies(self, step: Leaf) -> None:
+        """Check that a Nest whose call comes twice makes the same in both copies.
+
+        Which of the two answers its caller gets is a race of two threads.
+
+        Raises:
+            UsageError: a fault may break the creation of one.
+        """
+        if step.op != "nest":
+            return
+        creation = {WireMessageType.REMOTE_RET, *map(WireMessageType, _REMOTES)}
+        ranks = {getattr(step, "via", None), getattr(step, "to", None)}
+        for other in self.faults:
+            if other.rank in ranks and creation & {*other.may_be} and other not in self.late:
+                why = (
+                    f"the call of {step!r} comes twice, the fault breaks what one of the two "
+                    f"copies creates, and either may be answered first"
+                )
+                raise refused(other, why)
 
     def _check_followers(self, fault: MessageFault, step: Leaf) -> None:
         """Check that no fault counts what a late message with an RRef makes ranks send.

@@ -19,8 +19,8 @@ from rpcprops.faults import (
     MessageType,
     WireMessageType,
 )
-from rpcprops.oracle import accepted, judge, predict
-from rpcprops.outcomes import Counters
+from rpcprops.oracle import accepted, judge, predict, set_apart
+from rpcprops.outcomes import Counters, Violation
 from rpcprops.programs import (
     After,
     Call,
@@ -200,6 +200,22 @@ def test_only_a_call_that_nobody_waited_for_may_not_run(
         assert ("cut-off-at-once", rank) in [
             (one.kind, one.rank) for one in accepted(HASTY, FaultPlan(), cut)
         ]
+
+
+def test_a_fork_request_may_be_given_up_once_its_owner_has_left() -> None:
+    """The rank that asks aborts then, and no other; not where all has settled before."""
+    steps = (Remote(1, 0, "a"), Settle(), Remote(1, 1, "b", right="a"))
+    hasty = Program(2, steps, settles=False, end=End("at once", waits=(0.0, 30.0)))
+    name = "fork-request-given-up"
+    met = [one for one in predict(hasty, FaultPlan()).met if one.finding == name]
+    assert [one.rank for one in met] == [1]
+    died = Violation("RankDied", "worker1 died in its shutdown: killed by SIGABRT", 1)
+    aborted = with_rank(ideal(hasty, FaultPlan()), 1, log="terminate called after throwing")
+    assert set_apart(hasty, met, aborted, [died]) == ((name,), ())
+    for other in (Violation("RankDied", died.message, 0), Violation("RankHung", died.message, 1)):
+        assert set_apart(hasty, met, aborted, [other]) == ((), (other,))
+    settled = predict(replace(hasty, settles=True), FaultPlan()).met
+    assert name not in {one.finding for one in settled}
 
 
 def test_what_may_stay_at_once() -> None:

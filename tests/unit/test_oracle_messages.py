@@ -448,6 +448,25 @@ def test_a_remote_that_goes_on_sends_beside_later_steps() -> None:
     assert under(MessageFault(0, "lose", "PYTHON_CALL"), program=slow).steps[1].error == "timeout"
 
 
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (MessageFault(1, "fail", "PYTHON_REMOTE_CALL", n=2), "either may be answered first"),
+        (MessageFault(2, "lose", "REMOTE_RET", to=1), "either may be answered first"),
+        (MessageFault(1, "delay", "PYTHON_REMOTE_CALL", delay=1.0), None),
+    ],
+)
+def test_the_copies_of_a_nest_must_make_the_same(fault: MessageFault, says: str | None) -> None:
+    """A call that comes twice creates twice; which of the two its caller gets is a race."""
+    program = Program(3, (Nest(0, 1, 2, "a"), Fetch(0, "a")), rpc_timeout=65.0)
+    twice = MessageFault(0, "duplicate", "PYTHON_CALL")
+    if says is None:
+        assert [step.error for step in under(twice, fault, program=program).steps] == ["", ""]
+        return
+    with pytest.raises(UsageError, match=says):
+        under(twice, fault, program=program)
+
+
 def test_a_nest_that_is_lost_on_its_way() -> None:
     """Its call, its answer, and the creation that its function makes."""
     program = Program(3, (Nest(0, 1, 2, "a"), Fetch(0, "a"), Settle()), rpc_timeout=65.0)
