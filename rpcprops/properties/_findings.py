@@ -27,6 +27,8 @@ from rpcprops.programs import (
     Graph,
     Linear,
     Member,
+    Method,
+    Module,
     Nest,
     Onward,
     Outlast,
@@ -466,6 +468,26 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "remote-module-takes-names": (
         "A RemoteModule takes the arguments that the forward of its module takes.",
         _taken_name,
+    ),
+    "remote-module-drops-mode": (
+        "train(False) puts a RemoteModule into evaluation mode.",
+        lambda number: _case(2, Module(0, 1, _value(number), mode="train(False)")),
+    ),
+    "rebuilt-module-not-callable": (
+        "A RemoteModule can be called, whoever has made it.",
+        lambda number: _case(2, Module(0, 1, _value(number), again=True, called=True)),
+    ),
+    "proxy-takes-keywords": (
+        "A proxy takes the arguments that the method takes.",
+        lambda number: _case(2, Method(0, 1, form="keyword timeout", start=float(number))),
+    ),
+    "proxy-hides-methods": (
+        "A proxy calls the method of the object, whatever its name.",
+        lambda number: _case(2, Method(0, 1, form="named rref", start=float(number))),
+    ),
+    "proxy-asks-class": (
+        "A proxy calls what the object has under a name.",
+        lambda number: _case(2, Method(0, 1, form="attribute", start=float(number))),
     ),
     "retried-without-payload": (
         "A message that torch tries again does what its first try could not.",

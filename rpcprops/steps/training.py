@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from rpcprops.oracle.rrefs import Handle
     from rpcprops.programs.scope import Scope
     from rpcprops.strategies.drawing import StepDrawer
+    from rpcprops.torch_facts import TorchFacts
 
 _MOST_OWNERS = 3
 _MOST_ROUNDS = 9
@@ -601,24 +602,36 @@ def _agree(seen: Any, wanted: Any, keys: Iterable[str]) -> bool:
 
 #: The methods that are drawn, with none in every second case.
 _METHODS = ("",) * len(REFUSED_METHODS) + (*REFUSED_METHODS,)
-#: The modes into which a RemoteModule is put before it is called, one after the other.
-Mode: TypeAlias = Literal["", "eval", "train"]
+#: How a RemoteModule is put into a mode before it is used: see :class:`Module`.
+Mode: TypeAlias = Literal["", "eval", "train", "train(False)", "parent"]
+#: How many calls of the module that takes.
+_MODES: Mapping[Mode, int] = {"": 0, "eval": 1, "train": 2, "train(False)": 1, "parent": 1}
+_DROPS_MODE = "remote-module-drops-mode"
+_NOT_CALLABLE = "rebuilt-module-not-callable"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Module(Step):
-    """A ``RemoteModule`` at `to` that maps x to ``2 * x + 1``; called once with `value`.
+    """A ``RemoteModule`` at `to` that maps x to ``2 * x + 1``, and is given `value`.
 
     Its forward sleeps for `seconds` (virtual).
-    In evaluation mode it maps x to ``2 * x - 1``. With `mode` "eval" it is put into that by its
-    ``eval()`` first, and with "train" also back into the other one by ``train()``. With `again` it
-    is the module that ``init_from_module_rref`` makes of its RRef that is called. Before that, it
-    must refuse the method `refused` of a module, unless that is "" (``remote_module.py``:
-    _raise_not_supported).
 
-    torch's documentation promises ``forward`` and ``forward_async`` only. Of the other methods of a
-    module a RemoteModule refuses most, and passes these two on to the module at the owner
-    (``remote_module.py``: train, eval; a mode that train() is given is dropped, so none is given).
+    torch says of a RemoteModule that it "behaves like a regular nn.Module except that the forward
+    method is executed on the remote node", that it "can be shared across processors using RPC
+    framework", and that one "can also be initialized given a module RRef" (``remote_module.py``:
+    docstrings of _RemoteModule.__init__ and init_from_module_rref). It also says that no methods
+    but ``forward`` and ``forward_async`` are supported "for now". Most of the others it refuses
+    (_raise_not_supported). ``train(mode)`` and ``eval()`` it has, and passes them on to the module
+    at the owner. So they must do what those of a module do.
+
+    Args:
+        mode: in evaluation mode the module maps x to ``2 * x - 1``. It is put into that by its
+            ``eval()``, by ``train(False)``, or by the ``eval()`` of a "parent", a module that has
+            it as a submodule. With "train" it is put back into the other mode by ``train()``.
+        again: it is the module that ``init_from_module_rref`` makes of its RRef that is used.
+        refused: a method of a module that it must refuse before; "" for none.
+        called: the module itself is called, and not its ``forward``.
+        sent: after that it is sent to `to`, and used there once more in the same way.
     """
 
     op: ClassVar[str] = "module"
@@ -631,6 +644,8 @@ class Module(Step):
     mode: Mode = ""
     again: bool = False
     refused: str = ""
+    called: bool = False
+    sent: bool = False
 
     def enter(self, scope: Scope) -> None:
         if self.refused not in ("", *REFUSED_METHODS):
@@ -642,38 +657,98 @@ class Module(Step):
         check_seconds(self.seconds)
 
     @property
+    def _times(self) -> int:
+        """How often it is used."""
+        return 2 if self.sent else 1
+
+    @property
     def lasts(self) -> float:
-        return self.seconds
+        return self.seconds * self._times
 
     def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
-        """One function after the other asks at `to` for a value that was made there."""
-        return (self.to,)
+        """Functions ask at `to` for a value that was made there, and one waits for another one."""
+        return (self.to,) * self._times
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         # torch/distributed/nn/api/remote_module.py: RemoteModule.__init__ makes the module by
         # rpc.remote; each call sends the module's RRef to the owner (_remote_forward). train() and
         # eval() call it through a proxy of the RRef, and init_from_module_rref sends nothing.
         handle, _ = model.remote(self.at, self.to, typed=False)
-        calls = 1 + {"": 0, "eval": 1, "train": 2}[self.mode]
+        self._meet(model)
         try:
             if self.mode:
                 model.creations.use(handle)
                 ask_type(model, handle, self.at, "", UNLIMITED_SLACK)
-            for _ in range(calls):
+            for _ in range(1 + _MODES[self.mode]):
                 model.ask(self.at, self.to, MessageType.PYTHON_CALL, handle)
             handle.rref.made = True
-            more = -1.0 if self.mode == "eval" else 1.0
-            return model.shows([2.0 * x + more for x in self.value])
+            if self.sent:
+                self._use_there(model, handle)
+            return model.shows(self._computed(trains=self.mode in ("", "train")))
         finally:
             model.drop(handle)
+
+    def _use_there(self, model: Model, handle: Handle) -> None:
+        """Send the module, whose RRef goes with it (_remote_module_reducer), and use it there."""
+        there = model.call(self.at, self.to, MessageType.PYTHON_CALL, handle=handle)
+        assert there is not None
+        try:
+            model.ask(self.to, self.to, MessageType.PYTHON_CALL, there)
+        except StepFails as failed:
+            # The function at `to` raises it.
+            raise StepFails("remote" if failed.error == "injected" else failed.error) from failed
+        finally:
+            model.drop(there)
+
+    def _computed(self, *, trains: bool) -> list[float]:
+        more = 1.0 if trains else -1.0
+        return [2.0 * x + more for x in self.value] * self._times
+
+    @property
+    def drops_mode(self) -> bool:
+        """Whether torch gives the module another mode than it must: it drops the one it is given.
+
+        The ``eval()`` of a module is ``train(False)`` of each submodule
+        (``torch/nn/modules/module.py``: Module.eval, Module.train).
+        """
+        return self.mode in ("train(False)", "parent")
+
+    @property
+    def is_called_rebuilt(self) -> bool:
+        """Whether a module is called that torch has made without ``Module.__init__``."""
+        return self.called and (self.again or self.sent)
+
+    def _meet(self, model: Model) -> None:
+        """Note the findings that it meets."""
+        if self.drops_mode:
+            says = f", got {self._computed(trains=True)}"
+            model.findings.meets_here(_DROPS_MODE, self.at, f"{re.escape(says)}$")
+        if self.is_called_rebuilt:
+            texts = model.facts.texts
+            # One that was made of an RRef is called here, before it is sent.
+            text = texts.without_hooks if self.again else texts.remote
+            says = f"got AttributeError: .*{re.escape(text)}"
+            model.findings.meets_here(_NOT_CALLABLE, self.at, says)
 
     @classmethod
     def draw(cls, drawer: StepDrawer) -> Module:
         at = drawer.rank()
         to = drawer.peer(at)
-        mode, again = drawer.pick([*itertools.product(get_args(Mode), (False, True))])
-        found = cls(at, to, *drawer.with_sleep(TENSORS, 1), mode, again)
-        return replace(found, refused=drawer.pick(_METHODS))
+        ways = itertools.product(get_args(Mode), *((False, True),) * 3)
+        drawn = drawer.pick([way for way in ways if cls._is_right(drawer.facts, *way)])
+        mode, again, called, sent = drawn
+        value, seconds = drawer.with_sleep(TENSORS, 1 + sent)
+        refused = drawer.pick(_METHODS)
+        return cls(at, to, value, seconds, mode, again, refused, called, sent)
+
+    @classmethod
+    def _is_right(
+        cls, facts: TorchFacts, mode: Mode, again: bool, called: bool, sent: bool
+    ) -> bool:
+        """Whether this torch does such a step right."""
+        one = cls(0, 0, mode=mode, again=again, called=called, sent=sent)
+        wrong = one.is_called_rebuilt and facts.has_bug(_NOT_CALLABLE)
+        return not wrong and not (one.drops_mode and facts.has_bug(_DROPS_MODE))
 
 
 #: How the input gets into the module: by its forward or forward_async, by a call of the module, or

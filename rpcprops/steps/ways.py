@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from rpcprops.oracle.rrefs import Handle
     from rpcprops.programs.scope import HandleInfo, Scope
     from rpcprops.strategies.drawing import StepDrawer
+    from rpcprops.torch_facts import TorchFacts
 
 Named = Literal["name", "id", "info", "myself", "no name", "no id", "no type"]
 Form = Literal[
@@ -616,15 +618,58 @@ class Ask(OfHandle):
         return cls(handle.home, name, what)
 
 
+#: What is called of an object, and how: see :class:`Method`.
+MethodForm: TypeAlias = Literal[
+    "args",
+    "kwargs",
+    "missing",
+    "call",
+    "property",
+    "static",
+    "keyword timeout",
+    "keyword rref",
+    "keyword rpc_api",
+    "keyword func_name",
+    "named rref",
+    "named rpc_api",
+    "named rpc_timeout",
+    "attribute",
+    "getattr",
+]
+_TAKES_KEYWORDS = "proxy-takes-keywords"
+_HIDES_METHODS = "proxy-hides-methods"
+_ASKS_CLASS = "proxy-asks-class"
+#: The finding that a form meets.
+_MEETS: Mapping[str, str] = {
+    "keyword": _TAKES_KEYWORDS,
+    "named": _HIDES_METHODS,
+    "attribute": _ASKS_CLASS,
+    "getattr": _ASKS_CLASS,
+}
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Method(Step):
     """A method of an object at `to`, called twice through its RRef; the object is then dropped.
 
-    `how` is ``rref.rpc_sync()``, ``rref.rpc_async()`` or ``rref.remote()``. `form` says how the
-    arguments travel; "missing" names a method that the class lacks, and the value is the class of
-    the error: torch looks at the class (rref_proxy.py: _invoke_rpc) before it sends the call.
-    The first call of the method sleeps for `seconds` (virtual). `timeout` is that of ``rpc_sync``
-    or ``rpc_async``, and applies to each message.
+    `how` is ``rref.rpc_sync()``, ``rref.rpc_async()`` or ``rref.remote()``. torch says that
+    ``rref.rpc_sync().f(*args, **kwargs)`` is the same as a call at the owner of
+    ``getattr(rref.local_value(), "f")(*args, **kwargs)`` (docstrings of RRef.rpc_sync, rpc_async
+    and remote: ``torch/csrc/distributed/rpc/init.cpp``), so that all these forms must work:
+
+    * "args", "kwargs": a method of the class, and what it is given.
+    * "call", "property", "static": ``__call__``, a property that is a function, a static method.
+      All of these, torch finds in the class.
+    * "keyword NAME": a keyword that has the name of a parameter of torch's own function
+      (``rref_proxy.py``: _invoke_rpc).
+    * "named NAME": a method that has the name of an attribute of torch's proxy (RRefProxy).
+    * "attribute", "getattr": a function that is an attribute of the object, or comes from the
+      ``__getattr__`` of its class, as the submodules of a module do.
+
+    "missing" names a method that neither class nor object has, and the value is the class of the
+    error: torch looks at the class (_invoke_rpc) before it sends the call. The first call of the
+    method sleeps for `seconds` (virtual). `timeout` is that of ``rpc_sync`` or ``rpc_async``, and
+    applies to each message.
     """
 
     op: ClassVar[str] = "method"
@@ -634,7 +679,7 @@ class Method(Step):
     at: int
     to: int
     how: Literal["sync", "async", "remote"] = "sync"
-    form: Literal["args", "kwargs", "missing"] = "args"
+    form: MethodForm = "args"
     start: float = 1.0
     timeout: float | None = None
     seconds: float = 0.0
@@ -657,6 +702,7 @@ class Method(Step):
         handle, _ = model.remote(self.at, self.to, typed=False)
         if not handle.broken:
             model.calls[self.to][call] += 1
+        self._meet(model, handle)
         try:
             model.creations.use(handle)
             self._ask_type(model, handle)
@@ -666,13 +712,43 @@ class Method(Step):
                 if self.how == "async":
                     model.findings.meets_in_proxy(handle, self.at)
                 return model.shows(["AttributeError"])
-            step = 6.0 if self.form == "kwargs" else 2.0
+            step = 6.0 if self.form == "kwargs" or self.form.startswith("keyword") else 2.0
             totals = [self.start + step, self.start + step + step]
+            if self.form == "static":
+                totals = [6.0, 6.0]
             for total, seconds in zip(totals, (self.seconds, 0.0), strict=True):
                 self._call(model, handle, total, seconds)
             return model.shows(totals)
         finally:
             model.drop(handle)
+
+    @property
+    def finding(self) -> str:
+        """The finding that its form meets; empty for none."""
+        return _MEETS.get(self.form.partition(" ")[0], "")
+
+    def _meet(self, model: Model, handle: Handle) -> None:
+        """Note the finding that it meets.
+
+        torch refuses a keyword, and calls what is no method, before it sends anything, whatever has
+        become of the value (``rref_proxy.py``: RRefProxy.__getattr__; ``py_rref.cpp``:
+        PyRRef::createRRefProxy). It asks for the class by a message, as for any call.
+        """
+        if not self.finding:
+            return
+        name = self.form.partition(" ")[2]
+        says = "got AttributeError: type object 'Tally' has no attribute '(own|late)_add'$"
+        if self.finding == _TAKES_KEYWORDS:
+            says = f"got TypeError: {re.escape(model.facts.texts.proxy_keyword)}'{name}'$"
+        elif name == "rpc_api":
+            # It is rpc_sync, rpc_async or remote itself, and is given the arguments of the method.
+            says = r"got TypeError: (rpc_sync|rpc_async|remote)\(\) (got|missing) "
+        elif self.finding == _HIDES_METHODS:
+            says = "got TypeError: '.*' object is not callable$"
+        model.findings.meets_here(self.finding, self.at, says)
+        if self.finding == _ASKS_CLASS and self.how == "async" and model.facts.has_bug(_ASKS_CLASS):
+            # The error is put into the future, as of a method that is missing.
+            model.findings.meets_in_proxy(handle, self.at)
 
     def _ask_type(self, model: Model, handle: Handle) -> None:
         late, slack = self._timed(model, 0.0)
@@ -728,7 +804,7 @@ class Method(Step):
         how: Any = drawer.pick(("sync", "async", "remote"))
         bad = how == "async" and drawer.facts.has_bug("failed-async-proxy")
         forms: list[Any] = ["args", "kwargs"] if bad else ["args", "kwargs", "missing"]
-        form = drawer.pick(forms[::-1] if through else forms)
+        form = drawer.pick(forms[::-1] if through else [*forms, *_other_forms(drawer.facts)])
         start = 1.0 if through else drawer.pick((1.0, 0.0, -3.0))
         accepts = not drawer.may_fail(to, [MessageType.RREF_CHILD_ACCEPT])
         timed = drawer.timing(
@@ -740,6 +816,13 @@ class Method(Step):
             slow_late=how != "remote" and not bad and drawer.settles and accepts,
         )
         return cls(at, to, how, form, start, None if how == "remote" else timed[0], timed[1])
+
+
+def _other_forms(facts: TorchFacts) -> list[MethodForm]:
+    """The further forms that this torch does right."""
+    forms: tuple[MethodForm, ...] = get_args(MethodForm)
+    findings = [(form, _MEETS.get(form.partition(" ")[0])) for form in forms[3:]]
+    return [form for form, finding in findings if finding is None or not facts.has_bug(finding)]
 
 
 #: What is under another default: see :class:`Default`.

@@ -535,6 +535,71 @@ _ALL = (
         says="remote",
     ),
     Finding(
+        name="remote-module-drops-mode",
+        promise="WrongValue",
+        why=(
+            "RemoteModule.train(mode) calls train() at the owner without the mode. So train(False) "
+            "puts the module into training mode, and so does the eval() of a module that has it as "
+            "a submodule, which is train(False) of each."
+        ),
+        source="torch/distributed/nn/api/remote_module.py: _RemoteModule.train",
+        shows_as=frozenset({"WrongValue"}),
+    ),
+    Finding(
+        name="rebuilt-module-not-callable",
+        promise="UnexpectedError",
+        why=(
+            "A RemoteModule that was sent to a rank, or that init_from_module_rref has made, is "
+            "made without the __init__ of nn.Module, so that it has no dictionaries of hooks. A "
+            "call of it raises an AttributeError; only its forward can be called."
+        ),
+        source=(
+            "torch/distributed/nn/api/remote_module.py: _remote_module_receiver and "
+            "_RemoteModule.init_from_module_rref call object.__new__(RemoteModule); "
+            "torch/nn/modules/module.py: Module._call_impl reads _backward_hooks"
+        ),
+        shows_as=frozenset({"UnexpectedError"}),
+    ),
+    Finding(
+        name="proxy-takes-keywords",
+        promise="UnexpectedError",
+        why=(
+            "A proxy of an RRef passes its own RRef, function, name of the method and timeout to a "
+            "function in front of the arguments of the method. So a keyword of the method that is "
+            "named rref, rpc_api, func_name or timeout is refused as given twice."
+        ),
+        source=(
+            "torch/distributed/rpc/rref_proxy.py: the parameters of _invoke_rpc, of which "
+            "RRefProxy.__getattr__ gives the first four by position"
+        ),
+        shows_as=frozenset({"UnexpectedError"}),
+    ),
+    Finding(
+        name="proxy-hides-methods",
+        promise="UnexpectedError",
+        why=(
+            "A proxy of an RRef keeps its RRef, its function and its timeout in attributes without "
+            "an underscore. So a method that is named rref, rpc_api or rpc_timeout cannot be "
+            "called through it: Python finds the attribute of the proxy."
+        ),
+        source="torch/distributed/rpc/rref_proxy.py: RRefProxy.__init__",
+        shows_as=frozenset({"UnexpectedError"}),
+    ),
+    Finding(
+        name="proxy-asks-class",
+        promise="UnexpectedError",
+        why=(
+            "A proxy of an RRef looks for a method in the class of the value before it calls it. "
+            "So what only the object has, such as a submodule of a module, cannot be called, "
+            "though the function at the owner would find it."
+        ),
+        source=(
+            "torch/distributed/rpc/rref_proxy.py: _invoke_rpc, whose _rref_type_cont calls "
+            "getattr(rref_type, func_name)"
+        ),
+        shows_as=frozenset({"UnexpectedError"}),
+    ),
+    Finding(
         name="retried-without-payload",
         promise="UnexpectedError",
         why=(

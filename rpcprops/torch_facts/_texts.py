@@ -46,6 +46,8 @@ class Texts:
         users_waited: the same for users that wait for their owner or their parent.
         log_line: the beginning of each line of torch's log: a regular expression.
         profiler_key: what refuses a profiled call, because one of that thread is not over.
+        proxy_keyword: what refuses a keyword of a call through an RRef, before its name.
+        without_hooks: the error of a remote module that lacks what every module has.
         stopped: what refuses a message of an agent that has been shut down.
         not_a_number: the error of C++ where it reads a number that is none.
         terminated: the first words of the C++ runtime when it ends the process.
@@ -109,6 +111,11 @@ class Texts:
     # torch/csrc/distributed/rpc/profiler/remote_profiler_manager.cpp,
     # `RemoteProfilerManager::setCurrentKey`.
     profiler_key: str = "Cannot call RemoteProfilerManager::setCurrentKey"
+    # CPython, of the function that torch/distributed/rpc/rref_proxy.py:78, `RRefProxy.__getattr__`,
+    # calls.
+    proxy_keyword: str = "_invoke_rpc() got multiple values for argument "
+    # torch/nn/modules/module.py:1963, `Module.__getattr__`.
+    without_hooks: str = "'RemoteModule' object has no attribute '_backward_hooks'"
     # tensorpipe_agent.cpp, `TensorPipeAgent::send`.
     stopped: str = "RPC is no longer running"
     # libstdc++, `std::stoi`.

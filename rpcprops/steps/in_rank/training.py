@@ -222,26 +222,58 @@ def module(
     mode: str,
     again: bool,
     refused: str,
+    called: bool,
+    sent: bool,
 ) -> list[float]:
-    """Make a RemoteModule at another rank, perhaps change its mode, and call it once."""
+    """Make a RemoteModule at another rank, perhaps change its mode, and use it once or twice."""
     there = f"{world[to]}/cpu"
     try:
         remote_affine: Any = RemoteModule(there, Affine, args=(seconds,))
-        if mode:
-            remote_affine.eval()
-        if mode == "train":
-            remote_affine.train()
+        set_mode(remote_affine, mode)
         if again:
             remote_affine = RemoteModule.init_from_module_rref(
                 there, remote_affine.get_module_rref()
             )
         if refused:
             must_refuse(remote_affine, refused)
-        numbers: list[float] = remote_affine.forward(tensor(value)).tolist()
+        numbers = use(remote_affine, tensor(value), called=called)
+        if sent:
+            args = (remote_affine, tensor(value), called)
+            numbers += rpc.rpc_sync(world[to], use_sent, args=args)
         return numbers
     finally:
         # A RemoteModule refers to itself, so only a garbage collection frees its RRef.
         gc.collect()
+
+
+def set_mode(remote_module: Any, mode: str) -> None:
+    """Put a module into a mode, in one of the ways that a module has."""
+    if mode in ("eval", "train"):
+        remote_module.eval()
+    if mode == "train":
+        remote_module.train()
+    elif mode == "train(False)":
+        remote_module.train(False)
+    elif mode == "parent":
+        parent: Any = torch.nn.Module()
+        parent.child = remote_module
+        parent.eval()
+
+
+def use(module: Any, value: torch.Tensor, *, called: bool) -> list[float]:
+    """What a module gives, when it is called or when its forward is."""
+    result = module(value) if called else module.forward(value)
+    numbers: list[float] = result.tolist()
+    return numbers
+
+
+def use_sent(module: Any, value: torch.Tensor, called: bool) -> list[float]:
+    """The same, of a module that was sent here."""
+    try:
+        return use(module, value, called=called)
+    finally:
+        # It refers to itself, and the caller's arguments to it, so no garbage collection frees it.
+        vars(module).clear()
 
 
 def must_refuse(remote_module: Any, name: str) -> None:

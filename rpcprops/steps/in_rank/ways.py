@@ -447,6 +447,8 @@ class Tally:
     def __init__(self, call: str, start: float) -> None:
         note_call(call)
         self.total = start
+        #: An attribute of the object, and of no class.
+        self.own_add = self.add
 
     def add(self, number: float, *, times: int = 1, seconds: float = 0.0) -> float:
         """Sleep for `seconds`, add a number some times; the new total."""
@@ -454,6 +456,59 @@ class Tally:
             time.sleep(seconds)
         self.total += number * times
         return self.total
+
+    __call__ = add
+
+    @property
+    def adder(self) -> Callable[..., float]:
+        """The method ``add``, as a value."""
+        return self.add
+
+    @staticmethod
+    def treble(number: float, *, seconds: float = 0.0) -> float:
+        """Sleep for `seconds`; three times a number."""
+        time.sleep(seconds)
+        return 3.0 * number
+
+    def add_named(
+        self,
+        number: float,
+        *,
+        timeout: int = 1,
+        rref: int = 1,
+        rpc_api: int = 1,
+        func_name: int = 1,
+        seconds: float = 0.0,
+    ) -> float:
+        """As ``add``, as often as the product of these says."""
+        return self.add(number, times=timeout * rref * rpc_api * func_name, seconds=seconds)
+
+    #: Methods whose names a proxy has for itself.
+    rref = rpc_api = rpc_timeout = add
+
+    def __getattr__(self, name: str) -> Any:
+        """The method ``add`` under another name, as a module of torch has its submodules."""
+        if name == "late_add":
+            return self.add
+        msg = f"{type(self).__name__!r} object has no attribute {name!r}"
+        raise AttributeError(msg)
+
+
+#: By the form of a step: the method that is called, and the keywords that it is given.
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "args": ("add", {}),
+    "kwargs": ("add", {"times": 3}),
+    "call": ("__call__", {}),
+    "property": ("adder", {}),
+    "static": ("treble", {}),
+    "attribute": ("own_add", {}),
+    "getattr": ("late_add", {}),
+    **{f"named {name}": (name, {}) for name in ("rref", "rpc_api", "rpc_timeout")},
+    **{
+        f"keyword {name}": ("add_named", {name: 3})
+        for name in ("timeout", "rref", "rpc_api", "func_name")
+    },
+}
 
 
 def method(
@@ -472,10 +527,10 @@ def method(
         rref = rpc.remote(world[to], Tally, args=(call, start))
         if form == "missing":
             return [error_of_attribute(rref, how, timeout)]
-        kwargs: dict[str, Any] = {"times": 3} if form == "kwargs" else {}
+        name, kwargs = FORMS[form]
         slow = {"seconds": seconds} if seconds else {}
-        first = call_through(rref, how, "add", (2.0,), {**kwargs, **slow}, timeout)
-        return [first, call_through(rref, how, "add", (2.0,), kwargs, timeout)]
+        first = call_through(rref, how, name, (2.0,), {**kwargs, **slow}, timeout)
+        return [first, call_through(rref, how, name, (2.0,), kwargs, timeout)]
     finally:
         gc.collect()
 
