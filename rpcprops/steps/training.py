@@ -657,17 +657,17 @@ class Module(Step):
         check_seconds(self.seconds)
 
     @property
-    def _times(self) -> int:
-        """How often it is used."""
+    def times(self) -> int:
+        """How often the module is used."""
         return 2 if self.sent else 1
 
     @property
     def lasts(self) -> float:
-        return self.seconds * self._times
+        return self.seconds * self.times
 
     def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
         """Functions ask at `to` for a value that was made there, and one waits for another one."""
-        return (self.to,) * self._times
+        return (self.to,) * self.times
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         # torch/distributed/nn/api/remote_module.py: RemoteModule.__init__ makes the module by
@@ -702,7 +702,7 @@ class Module(Step):
 
     def _computed(self, *, trains: bool) -> list[float]:
         more = 1.0 if trains else -1.0
-        return [2.0 * x + more for x in self.value] * self._times
+        return [2.0 * x + more for x in self.value] * self.times
 
     @property
     def drops_mode(self) -> bool:
@@ -719,36 +719,44 @@ class Module(Step):
         return self.called and (self.again or self.sent)
 
     def _meet(self, model: Model) -> None:
-        """Note the findings that it meets."""
-        if self.drops_mode:
+        """Note the finding that it meets: a module that cannot be called shows no mode."""
+        if self.is_called_rebuilt and model.facts.has_bug(_NOT_CALLABLE):
+            texts = model.facts.texts
+            # One that was made of an RRef is called here, before it is sent. What a function raises
+            # has a class that futures do not keep (python_functions.cpp: toPyJitFuture).
+            says = f"AttributeError: {texts.without_hooks}"
+            if not self.again:
+                says = f"RuntimeError: AttributeError: {texts.remote}"
+            model.findings.meets_here(_NOT_CALLABLE, self.at, f"got {re.escape(says)}")
+        elif self.drops_mode:
             says = f", got {self._computed(trains=True)}"
             model.findings.meets_here(_DROPS_MODE, self.at, f"{re.escape(says)}$")
-        if self.is_called_rebuilt:
-            texts = model.facts.texts
-            # One that was made of an RRef is called here, before it is sent.
-            text = texts.without_hooks if self.again else texts.remote
-            says = f"got AttributeError: .*{re.escape(text)}"
-            model.findings.meets_here(_NOT_CALLABLE, self.at, says)
 
     @classmethod
     def draw(cls, drawer: StepDrawer) -> Module:
         at = drawer.rank()
         to = drawer.peer(at)
-        ways = itertools.product(get_args(Mode), *((False, True),) * 3)
-        drawn = drawer.pick([way for way in ways if cls._is_right(drawer.facts, *way)])
-        mode, again, called, sent = drawn
-        value, seconds = drawer.with_sleep(TENSORS, 1 + sent)
+        form = drawer.pick(_forms(drawer.facts))
+        value, seconds = drawer.with_sleep(TENSORS, form.times)
         refused = drawer.pick(_METHODS)
-        return cls(at, to, value, seconds, mode, again, refused, called, sent)
+        return replace(form, at=at, to=to, value=value, seconds=seconds, refused=refused)
 
-    @classmethod
-    def _is_right(
-        cls, facts: TorchFacts, mode: Mode, again: bool, called: bool, sent: bool
-    ) -> bool:
-        """Whether this torch does such a step right."""
-        one = cls(0, 0, mode=mode, again=again, called=called, sent=sent)
-        wrong = one.is_called_rebuilt and facts.has_bug(_NOT_CALLABLE)
-        return not wrong and not (one.drops_mode and facts.has_bug(_DROPS_MODE))
+
+#: How many times more often a remote module is drawn that meets no finding on any torch.
+_ORDINARY = 3
+
+
+@functools.cache
+def _forms(facts: TorchFacts) -> tuple[Module, ...]:
+    """Uses of a remote module that this torch does right, and that meet one finding at most."""
+    ways = itertools.product(get_args(Mode), *((False, True),) * 3)
+    forms = [Module(0, 0, mode=m, again=a, called=c, sent=s) for m, a, c, s in ways]
+    found = [one for one in forms if not (one.drops_mode or one.is_called_rebuilt)] * _ORDINARY
+    if not facts.has_bug(_DROPS_MODE):
+        found += [one for one in forms if one.drops_mode and not one.is_called_rebuilt]
+    if not facts.has_bug(_NOT_CALLABLE):
+        found += [one for one in forms if one.is_called_rebuilt and not one.drops_mode]
+    return tuple(found)
 
 
 #: How the input gets into the module: by its forward or forward_async, by a call of the module, or

@@ -495,7 +495,7 @@ class Tally:
 
 
 #: By the form of a step: the method that is called, and the keywords that it is given.
-FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+CALLED: dict[str, tuple[str, dict[str, Any]]] = {
     "args": ("add", {}),
     "kwargs": ("add", {"times": 3}),
     "call": ("__call__", {}),
@@ -527,7 +527,7 @@ def method(
         rref = rpc.remote(world[to], Tally, args=(call, start))
         if form == "missing":
             return [error_of_attribute(rref, how, timeout)]
-        name, kwargs = FORMS[form]
+        name, kwargs = CALLED[form]
         slow = {"seconds": seconds} if seconds else {}
         first = call_through(rref, how, name, (2.0,), {**kwargs, **slow}, timeout)
         return [first, call_through(rref, how, name, (2.0,), kwargs, timeout)]
