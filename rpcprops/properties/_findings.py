@@ -473,6 +473,10 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
         "train(False) puts a RemoteModule into evaluation mode.",
         lambda number: _case(2, Module(0, 1, _value(number), mode="train(False)")),
     ),
+    "remote-module-mode-copies": (
+        "eval() of a RemoteModule returns the RemoteModule.",
+        lambda number: _case(2, Module(0, 1, _value(number), mode="returned")),
+    ),
     "rebuilt-module-not-callable": (
         "A RemoteModule can be called, whoever has made it.",
         lambda number: _case(2, Module(0, 1, _value(number), again=True, called=True)),

@@ -15,7 +15,7 @@ from rpcprops.faults import MessageType
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters, Violation
 from rpcprops.steps.arguments import TENSORS, check_seconds
 from rpcprops.steps.base import OwnerOf, Sort, Step, StepFails, Value, Way, is_close, remote_message
-from rpcprops.steps.in_rank.constants import REFUSED_METHODS, keywords
+from rpcprops.steps.in_rank.constants import REFUSED_METHODS, RETURNS_ITSELF, keywords
 from rpcprops.steps.optimizers import (
     CHECKED,
     OPTIMIZERS,
@@ -603,10 +603,13 @@ def _agree(seen: Any, wanted: Any, keys: Iterable[str]) -> bool:
 #: The methods that are drawn, with none in every second case.
 _METHODS = ("",) * len(REFUSED_METHODS) + (*REFUSED_METHODS,)
 #: How a RemoteModule is put into a mode before it is used: see :class:`Module`.
-Mode: TypeAlias = Literal["", "eval", "train", "train(False)", "parent"]
+Mode: TypeAlias = Literal["", "eval", "train", "train(False)", "parent", "returned"]
 #: How many calls of the module that takes.
-_MODES: Mapping[Mode, int] = {"": 0, "eval": 1, "train": 2, "train(False)": 1, "parent": 1}
+_MODES: Mapping[str, int] = {"": 0, "eval": 1, "train": 2} | dict.fromkeys(
+    ("train(False)", "parent", "returned"), 1
+)
 _DROPS_MODE = "remote-module-drops-mode"
+_COPIES = "remote-module-mode-copies"
 _NOT_CALLABLE = "rebuilt-module-not-callable"
 
 
@@ -627,7 +630,8 @@ class Module(Step):
     Args:
         mode: in evaluation mode the module maps x to ``2 * x - 1``. It is put into that by its
             ``eval()``, by ``train(False)``, or by the ``eval()`` of a "parent", a module that has
-            it as a submodule. With "train" it is put back into the other mode by ``train()``.
+            it as a submodule. With "train" it is put back into the other mode by ``train()``. With
+            "returned", ``eval()`` must return the module itself.
         again: it is the module that ``init_from_module_rref`` makes of its RRef that is used.
         refused: a method of a module that it must refuse before; "" for none.
         called: the module itself is called, and not its ``forward``.
@@ -705,32 +709,39 @@ class Module(Step):
         return [2.0 * x + more for x in self.value] * self.times
 
     @property
-    def drops_mode(self) -> bool:
-        """Whether torch gives the module another mode than it must: it drops the one it is given.
+    def wrong(self) -> tuple[str, ...]:
+        """The findings by which torch does it wrong, in the order in which they would show.
 
-        The ``eval()`` of a module is ``train(False)`` of each submodule
-        (``torch/nn/modules/module.py``: Module.eval, Module.train).
+        ``eval()`` and ``train()`` return what they get from the owner, a copy of the module. A mode
+        that ``train()`` is given is dropped, and the ``eval()`` of a module is ``train(False)`` of
+        each submodule (``torch/nn/modules/module.py``: Module.eval, Module.train). A module that
+        torch has made without ``Module.__init__`` cannot be called.
         """
-        return self.mode in ("train(False)", "parent")
-
-    @property
-    def is_called_rebuilt(self) -> bool:
-        """Whether a module is called that torch has made without ``Module.__init__``."""
-        return self.called and (self.again or self.sent)
+        found: list[str] = []
+        if self.mode == "returned":
+            found.append(_COPIES)
+        if self.called and (self.again or self.sent):
+            found.append(_NOT_CALLABLE)
+        if self.mode in ("train(False)", "parent"):
+            found.append(_DROPS_MODE)
+        return tuple(found)
 
     def _meet(self, model: Model) -> None:
-        """Note the finding that it meets: a module that cannot be called shows no mode."""
-        if self.is_called_rebuilt and model.facts.has_bug(_NOT_CALLABLE):
-            texts = model.facts.texts
-            # One that was made of an RRef is called here, before it is sent. What a function raises
-            # has a class that futures do not keep (python_functions.cpp: toPyJitFuture).
-            says = f"AttributeError: {texts.without_hooks}"
-            if not self.again:
-                says = f"RuntimeError: AttributeError: {texts.remote}"
-            model.findings.meets_here(_NOT_CALLABLE, self.at, f"got {re.escape(says)}")
-        elif self.drops_mode:
-            says = f", got {self._computed(trains=True)}"
-            model.findings.meets_here(_DROPS_MODE, self.at, f"{re.escape(says)}$")
+        """Note the finding that shows first, and then nothing else does: the last gives a value."""
+        texts = model.facts.texts
+        # One that was made of an RRef is called here, before it is sent. What a function raises has
+        # a class that futures do not keep (python_functions.cpp: toPyJitFuture).
+        here, there = texts.without_hooks, f"AttributeError: {texts.remote}"
+        refused = f"AttributeError: {here}" if self.again else f"RuntimeError: {there}"
+        says = {
+            _COPIES: re.escape(f"got RuntimeError: {RETURNS_ITSELF}"),
+            _NOT_CALLABLE: re.escape(f"got {refused}"),
+            _DROPS_MODE: re.escape(f", got {self._computed(trains=True)}") + "$",
+        }
+        for finding in self.wrong:
+            if model.facts.has_bug(finding):
+                model.findings.meets_here(finding, self.at, says[finding])
+                return
 
     @classmethod
     def draw(cls, drawer: StepDrawer) -> Module:
@@ -751,11 +762,8 @@ def _forms(facts: TorchFacts) -> tuple[Module, ...]:
     """Uses of a remote module that this torch does right, and that meet one finding at most."""
     ways = itertools.product(get_args(Mode), *((False, True),) * 3)
     forms = [Module(0, 0, mode=m, again=a, called=c, sent=s) for m, a, c, s in ways]
-    found = [one for one in forms if not (one.drops_mode or one.is_called_rebuilt)] * _ORDINARY
-    if not facts.has_bug(_DROPS_MODE):
-        found += [one for one in forms if one.drops_mode and not one.is_called_rebuilt]
-    if not facts.has_bug(_NOT_CALLABLE):
-        found += [one for one in forms if one.is_called_rebuilt and not one.drops_mode]
+    found = [one for one in forms if not one.wrong] * _ORDINARY
+    found += [one for one in forms if len(one.wrong) == 1 and not facts.has_bug(one.wrong[0])]
     return tuple(found)
 
 

@@ -546,6 +546,17 @@ _ALL = (
         shows_as=frozenset({"WrongValue"}),
     ),
     Finding(
+        name="remote-module-mode-copies",
+        promise="UnexpectedError",
+        why=(
+            "RemoteModule.train() and eval() return what the module at the owner returns, itself, "
+            "which is pickled on its way. So they give a copy of that module at the calling rank, "
+            "with copies of its parameters, where a module returns itself."
+        ),
+        source="torch/distributed/nn/api/remote_module.py: _RemoteModule.train and eval",
+        shows_as=frozenset({"UnexpectedError"}),
+    ),
+    Finding(
         name="rebuilt-module-not-callable",
         promise="UnexpectedError",
         why=(

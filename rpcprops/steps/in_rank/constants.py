@@ -63,6 +63,9 @@ def keywords(options: tuple[str, ...]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
+#: How a rank says that a method of a RemoteModule has returned something else.
+RETURNS_ITSELF = "eval() had to return the module itself, and returned another"
+
 #: Methods of a module that a RemoteModule refuses, each with arguments that a module takes.
 REFUSED_METHODS: dict[str, tuple[Any, ...]] = {
     "to": ("cpu",),

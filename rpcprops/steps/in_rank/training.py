@@ -15,6 +15,7 @@ from rpcprops.steps.in_rank.constants import (
     LEARNING_RATE,
     REFUSED_KEYWORDS,
     REFUSED_METHODS,
+    RETURNS_ITSELF,
     keywords,
 )
 from rpcprops.steps.in_rank.layers import (
@@ -247,9 +248,16 @@ def module(
 
 
 def set_mode(remote_module: Any, mode: str) -> None:
-    """Put a module into a mode, in one of the ways that a module has."""
-    if mode in ("eval", "train"):
-        remote_module.eval()
+    """Put a module into a mode, in one of the ways that a module has.
+
+    Raises:
+        RuntimeError: it had to return itself, and has not.
+    """
+    if mode in ("eval", "train", "returned"):
+        returned = remote_module.eval()
+        if mode == "returned" and returned is not remote_module:
+            msg = f"{RETURNS_ITSELF}: {type(returned).__name__}"
+            raise RuntimeError(msg)
     if mode == "train":
         remote_module.train()
     elif mode == "train(False)":
