@@ -62,6 +62,9 @@ def test_what_cannot_be_is_refused(steps: tuple[Step, ...], message: str) -> Non
         (Gather(0, (1, 0)), [[3.0], [4.0]]),
         (Method(0, 1, form="kwargs", start=2.0), [8.0, 14.0]),
         (Method(0, 1, form="missing"), ["AttributeError"]),
+        (Method(0, 1, form="static", start=5.0), [6.0, 6.0]),
+        (Method(0, 1, form="keyword rref"), [7.0, 13.0]),
+        (Method(0, 1, form="named rref"), [3.0, 5.0]),
     ],
 )
 def test_values_are_predicted(step: Step, value: list[Any]) -> None:

@@ -29,6 +29,7 @@ from rpcprops.programs import (
     Local,
     Member,
     Method,
+    Module,
     Nest,
     Onward,
     Optimize,
@@ -529,6 +530,59 @@ PLACED: dict[str, tuple[Program, Violation]] = {
             1,
         ),
     ),
+    "remote-module-drops-mode": (
+        Program(2, (Count(0, 1), Module(0, 1, (1.0, 2.0), mode="parent"))),
+        Violation("WrongValue", "expected [1.0, 3.0], got [3.0, 5.0]", 0, 1),
+    ),
+    "remote-module-mode-copies": (
+        Program(2, (Count(0, 1), Module(0, 1, mode="returned"))),
+        Violation(
+            "UnexpectedError",
+            "expected no error, got RuntimeError: eval() had to return the module itself, and "
+            "returned another: Affine",
+            0,
+            1,
+        ),
+    ),
+    "rebuilt-module-not-callable": (
+        Program(2, (Count(0, 1), Module(0, 1, called=True, sent=True))),
+        Violation(
+            "UnexpectedError",
+            "expected no error, got RuntimeError: AttributeError: On WorkerInfo(id=1, "
+            "name=worker1):",
+            0,
+            1,
+        ),
+    ),
+    "proxy-takes-keywords": (
+        Program(2, (Count(0, 1), Method(0, 1, "remote", "keyword rref"))),
+        Violation(
+            "UnexpectedError",
+            "expected no error, got TypeError: _invoke_rpc() got multiple values for argument "
+            "'rref'",
+            0,
+            1,
+        ),
+    ),
+    "proxy-hides-methods": (
+        Program(2, (Count(0, 1), Method(0, 1, "async", "named rpc_timeout"))),
+        Violation(
+            "UnexpectedError",
+            "expected no error, got TypeError: 'float' object is not callable",
+            0,
+            1,
+        ),
+    ),
+    "proxy-asks-class": (
+        Program(2, (Count(0, 1), Method(0, 1, form="getattr"))),
+        Violation(
+            "UnexpectedError",
+            "expected no error, got AttributeError: type object 'Tally' has no attribute "
+            "'late_add'",
+            0,
+            1,
+        ),
+    ),
     "retried-without-payload": (
         Program(2, (Count(0, 1), Settle(), Retry(0, 1, 0))),
         Violation(
@@ -693,6 +747,22 @@ def test_what_looks_like_a_finding_elsewhere_is_a_failure(name: str) -> None:
         ),
         ("remote-module-skips-hooks", "gradients: expected [[4.0]], got [[2.0]]"),
         ("remote-module-takes-names", "expected no error, got ValueError: On WorkerInfo(id=1"),
+        ("remote-module-drops-mode", "expected [1.0, 3.0], got [3.0, 3.0]"),
+        ("remote-module-mode-copies", "expected no error, got RuntimeError: pipe closed"),
+        (
+            "rebuilt-module-not-callable",
+            "expected no error, got AttributeError: 'RemoteModule' object has no attribute 'a'",
+        ),
+        (
+            "proxy-takes-keywords",
+            "expected no error, got TypeError: _invoke_rpc() got multiple values for argument "
+            "'timeout'",
+        ),
+        ("proxy-hides-methods", "expected no error, got TypeError: add() missing 1 argument"),
+        (
+            "proxy-asks-class",
+            "expected no error, got AttributeError: type object 'Tally' has no attribute 'add'",
+        ),
         ("unchecked-optimizer-options", "expected what the function raised, got the value 3.0"),
         ("timeout-needs-thread", "expected [[3.0]], got ['timeout']"),
         ("timeout-needs-thread", "neither an answer nor its timeout ended 2 of 1 calls in 4 s"),
