@@ -564,6 +564,13 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
         "The future of collect_all is completed when all of its futures are.",
         lambda number: _case(2, Gather(0, (1, 1), "done", _value(number), breaks=0, seconds=2.0)),
     ),
+    "optimizer-options-by-place": (
+        "DistributedOptimizer gives the optimizer its arguments, by place or by name.",
+        lambda number: _case(
+            2,
+            Train(*(0, "x", (1,), "Adagrad", 1, _value(number + 1)), options=("eps",), placed=True),
+        ),
+    ),
 }
 
 

@@ -884,8 +884,22 @@ _ALL = (
             "The future of collect_all has to be completed when all of its futures are. It is "
             "completed when the first of them has failed, while others are still under way."
         ),
-        source="aten/src/ATen/core/ivalue.cpp: collectAll calls setErrorIfNeeded at the first error",
+        source="aten/src/ATen/core/ivalue.cpp: collectAll calls setErrorIfNeeded for the first",
         shows_as=frozenset({"MissingError"}),
+    ),
+    Finding(
+        name="optimizer-options-by-place",
+        promise="WrongValue",
+        why=(
+            "DistributedOptimizer hands its arguments on to another class than it was given, whose "
+            "parameters come in another order. By place the eps of Adagrad becomes a "
+            "warmup_lr_multiplier, which nothing uses, and the maximize of RMSprop is lost as well."
+        ),
+        source=(
+            "torch/distributed/optim/utils.py: functional_optim_map; functional_adagrad.py and "
+            "functional_rmsprop.py: __init__"
+        ),
+        shows_as=frozenset({"WrongValue"}),
     ),
 )
 
