@@ -476,6 +476,9 @@ class After(Step):
         form = drawer.pick([one for one in FORMS if not (keeps and one == _LATE_FORM)])
         left, right = drawer.pick(PAIRS)
         able = ["call"] if sends else _drawn_kinds(drawer)
+        if form == _LATE_FORM:
+            # What a proxy meets besides would be seen only by what the callbacks saw.
+            able = [of for of in able if of != "proxy"]
         given: Any = itertools.product((False, False, True), able)
         raises, of = drawer.pick([one for one in given if one != (True, "builtin")])
         return cls(at, to, form, left, right, raises, *_timing(drawer, at, of, (to,)), of)
