@@ -18,7 +18,10 @@ def patterns(facts: TorchFacts) -> Mapping[ErrorClass, str]:
     texts = facts.texts
     return {
         # Errors that our own functions raise (steps/in_rank) match it too.
-        "remote": f"(?i:{_plain(texts.remote)}|raised on purpose|RaisedOnPurpose)",
+        "remote": (
+            f"(?i:{_plain(texts.remote)}|{_plain(texts.uncompiled)}|raised on purpose|"
+            "RaisedOnPurpose)"
+        ),
         "creation": _plain(texts.creation),
         "injected": _plain(texts.injected),
         "timeout": f"(?i:{_plain(texts.timeout)}|{texts.timed_out})",

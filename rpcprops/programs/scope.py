@@ -14,6 +14,7 @@ from typing import Any
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.steps import Step
+from rpcprops.steps.timeouts import LONGEST, is_too_long, is_too_short
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ class Scope:
         kind: Any = type(step)
         for name in _ranks_of(kind):
             self.check_rank(name, getattr(step, name), any_rank=step.outside_group)
-        check_timeout("timeout", getattr(step, "timeout", None))
+        check_timeout("timeout", getattr(step, "timeout", None), any_number=step.any_timeout)
         step.enter(self)
         self.begun = True
 
@@ -235,9 +236,11 @@ def _ranks_of(kind: type[Step]) -> tuple[str, ...]:
     return tuple(name for name in names if name in ("at", "to", "via", "then"))
 
 
-def check_timeout(name: str, timeout: object) -> None:
-    """Raises:
-    UsageError: `timeout`, the argument `name`, is neither None nor a number that torch can count.
+def check_timeout(name: str, timeout: object, *, any_number: bool = False) -> None:
+    """Check a timeout, which may also be one that torch cannot count if that is said.
+
+    Raises:
+        UsageError: `timeout`, the argument `name`, is neither None nor such a number.
     """
     if timeout is None:
         return
@@ -247,5 +250,11 @@ def check_timeout(name: str, timeout: object) -> None:
             f"{name}={shown(timeout)} must be a positive, finite number of virtual seconds, "
             "or None "
             f"for the cluster's."
+        )
+        raise UsageError(msg)
+    if not any_number and (is_too_long(timeout) or is_too_short(timeout)):  # type: ignore[arg-type]
+        msg = (
+            f"{name}={shown(timeout)} must be {LONGEST:.0f} s at the most and a millisecond at the "
+            f"least, for torch counts milliseconds in an int; Reach takes others."
         )
         raise UsageError(msg)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rpcprops.faults import MAX_DELAY, FaultPlan, FaultTable, MessageFault, NthMessage
 from rpcprops.oracle import FINDINGS
 from rpcprops.programs import (
+    After,
     Ask,
     Carry,
     Context,
@@ -24,6 +25,7 @@ from rpcprops.programs import (
     End,
     FailTwice,
     Fetch,
+    Gather,
     Graph,
     Linear,
     Member,
@@ -36,6 +38,7 @@ from rpcprops.programs import (
     Profile,
     Program,
     Raising,
+    Reach,
     Rejoin,
     Remote,
     Retry,
@@ -570,6 +573,29 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     "shutdown-races-delete": (
         "A shutdown that waits for nobody ends, whatever other ranks still delete.",
         _dropped_in_shutdown,
+    ),
+    "long-timeout-ends-at-once": (
+        "A call whose timeout is long ends with its value.",
+        lambda number: _case(2, Reach(0, 1, left=_value(number), timeout=3e6, seconds=2.0)),
+    ),
+    "short-timeout-never-comes": (
+        "A call that takes longer than its timeout raises a timeout, however short that is.",
+        lambda number: _case(2, Reach(0, 1, left=_value(number), timeout=0.0005, seconds=2.0)),
+    ),
+    "refused-exception-kept": (
+        "A future that refuses an exception keeps its result.",
+        lambda number: _case(2, After(0, 1, "exception late", _value(number))),
+    ),
+    "collect-all-ends-early": (
+        "The future of collect_all is completed when all of its futures are.",
+        lambda number: _case(2, Gather(0, (1, 1), "done", _value(number), breaks=0, seconds=2.0)),
+    ),
+    "optimizer-options-by-place": (
+        "DistributedOptimizer gives the optimizer its arguments, by place or by name.",
+        lambda number: _case(
+            2,
+            Train(*(0, "x", (1,), "Adagrad", 1, _value(number + 1)), options=("eps",), placed=True),
+        ),
     ),
 }
 

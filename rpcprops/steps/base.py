@@ -111,6 +111,8 @@ class Step:
     is_patient: ClassVar[bool] = False
     #: Whether it makes no RRef, so that it may be drawn after a step that initialises RPC again.
     after_rejoin: ClassVar[bool] = False
+    #: Whether its timeout may also be one of which torch makes another (``steps/timeouts.py``).
+    any_timeout: ClassVar[bool] = False
     #: Whether it may come at a rank that is no member of a program's dynamic group.
     outside_group: ClassVar[bool] = False
     #: Its fields that name what it makes ("" makes nothing), and the sort of that thing.

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
-from rpcprops.steps.in_rank.constants import FUNCTIONAL_RATES
+from rpcprops.steps.in_rank.constants import FUNCTIONAL_RATES, options_there
 
 #: Optimizers of ``torch.optim``. For all but the last three torch has a functional version, which
 #: DistributedOptimizer uses instead (torch/distributed/optim/utils.py: functional_optim_map).
@@ -32,49 +32,130 @@ ORDINARY: tuple[Optimizer, ...] = ("NAdam", "RAdam", "ASGD")
 #: and functional_adamax.py in torch/distributed/optim). The others check none.
 CHECKED: tuple[Optimizer, ...] = ("Adam", "AdamW", "Adamax", *ORDINARY)
 
+#: Options that a functional version takes, and of which its step raises where torch compiles it
+#: ("torch.jit.script not supported with foreach optimizers"; torch/optim/sgd.py: sgd, and so on).
+UNCOMPILED = ("foreach", "fused")
+
 #: The options that an optimizer may be given. Both that of ``torch.optim`` and its functional
 #: version take them (torch/distributed/optim/functional_*.py).
 OPTIONS: Mapping[Optimizer, tuple[str, ...]] = {
-    "SGD": ("default_lr", "momentum", "nesterov", "dampening", "weight_decay", "maximize"),
+    "SGD": (
+        "default_lr",
+        "momentum",
+        "nesterov",
+        "dampening",
+        "weight_decay",
+        "maximize",
+        "foreach",
+        "fused",
+    ),
     "Adagrad": (
         *("default_lr", "lr_decay", "initial_accumulator_value", "eps", "weight_decay"),
         "maximize",
+        "foreach",
+        "fused",
     ),
-    "Adam": ("default_lr", "betas", "amsgrad", "eps", "weight_decay", "maximize"),
-    "AdamW": ("default_lr", "betas", "amsgrad", "eps", "weight_decay", "maximize"),
-    "Adadelta": ("default_lr", "rho", "eps", "weight_decay", "maximize"),
+    "Adam": (
+        "default_lr",
+        "betas",
+        "amsgrad",
+        "eps",
+        "weight_decay",
+        "maximize",
+        "foreach",
+        "fused",
+    ),
+    "AdamW": (
+        "default_lr",
+        "betas",
+        "amsgrad",
+        "eps",
+        "weight_decay",
+        "maximize",
+        "foreach",
+        "fused",
+    ),
+    "Adadelta": ("default_lr", "rho", "eps", "weight_decay", "maximize", "foreach"),
     "RMSprop": (
         *("default_lr", "momentum", "alpha", "eps", "centered", "weight_decay"),
         "maximize",
+        "foreach",
     ),
-    "Adamax": ("default_lr", "betas", "eps", "weight_decay", "maximize"),
-    "Rprop": ("default_lr", "etas", "step_sizes", "maximize"),
+    "Adamax": ("default_lr", "betas", "eps", "weight_decay", "maximize", "foreach"),
+    "Rprop": ("default_lr", "etas", "step_sizes", "maximize", "foreach"),
     "NAdam": (
         *("default_lr", "betas", "eps", "momentum_decay", "weight_decay"),
-        *("decoupled_weight_decay", "maximize"),
+        *("decoupled_weight_decay", "maximize", "foreach"),
     ),
-    "RAdam": ("default_lr", "betas", "weight_decay", "decoupled_weight_decay", "maximize"),
-    "ASGD": ("default_lr", "lambd", "power", "weight_decay", "maximize"),
+    "RAdam": (
+        "default_lr",
+        "betas",
+        "weight_decay",
+        "decoupled_weight_decay",
+        "maximize",
+        "foreach",
+    ),
+    "ASGD": ("default_lr", "lambd", "power", "weight_decay", "maximize", "foreach"),
 }
 
 #: The values that the constructor of ``torch.optim`` refuses: it raises a ValueError, or of a
-#: keyword that it does not have a TypeError (torch/optim/sgd.py and so on: ``__init__``).
+#: keyword that it does not have a TypeError (torch/optim/sgd.py and so on: ``__init__``). Those of
+#: :data:`LACKING` the constructor of the functional version refuses, which lacks the keyword.
 REFUSALS: Mapping[Optimizer, tuple[str, ...]] = {
-    "SGD": ("lr", "momentum", "nesterov", "weight_decay", "unknown"),
-    "Adagrad": ("lr", "lr_decay", "initial_accumulator_value", "eps", "weight_decay", "unknown"),
-    "Adam": ("lr", "betas", "eps", "weight_decay", "unknown"),
-    "AdamW": ("lr", "betas", "eps", "weight_decay", "unknown"),
-    "Adadelta": ("lr", "rho", "eps", "weight_decay", "unknown"),
-    "RMSprop": ("lr", "momentum", "alpha", "eps", "weight_decay", "unknown"),
-    "Adamax": ("lr", "betas", "eps", "weight_decay", "unknown"),
-    "Rprop": ("lr", "etas", "unknown"),
+    "SGD": (
+        "lr",
+        "momentum",
+        "nesterov",
+        "weight_decay",
+        "unknown",
+        "capturable",
+        "differentiable",
+    ),
+    "Adagrad": (
+        "lr",
+        "lr_decay",
+        "initial_accumulator_value",
+        "eps",
+        "weight_decay",
+        "unknown",
+        "capturable",
+        "differentiable",
+    ),
+    "Adam": (
+        "lr",
+        "betas",
+        "eps",
+        "weight_decay",
+        "unknown",
+        "capturable",
+        "differentiable",
+        "decoupled",
+    ),
+    "AdamW": ("lr", "betas", "eps", "weight_decay", "unknown", "capturable", "differentiable"),
+    "Adadelta": ("lr", "rho", "eps", "weight_decay", "unknown", "capturable", "differentiable"),
+    "RMSprop": (
+        "lr",
+        "momentum",
+        "alpha",
+        "eps",
+        "weight_decay",
+        "unknown",
+        "capturable",
+        "differentiable",
+    ),
+    "Adamax": ("lr", "betas", "eps", "weight_decay", "unknown", "capturable", "differentiable"),
+    "Rprop": ("lr", "etas", "unknown", "capturable", "differentiable"),
     "NAdam": ("lr", "betas", "eps", "momentum_decay", "weight_decay", "unknown"),
     "RAdam": ("lr", "betas", "eps", "weight_decay", "unknown"),
     "ASGD": ("lr", "weight_decay", "unknown"),
 }
 
-#: Options that no optimizer takes together: a momentum of Nesterov's is refused with dampening.
-_APART = {"nesterov", "dampening"}
+#: Keywords that no functional version has. Most optimizers of ``torch.optim`` have them.
+LACKING = ("capturable", "differentiable", "decoupled")
+
+#: Options that no optimizer takes together: a momentum of Nesterov's is refused with dampening, and
+#: there is one implementation at a time.
+_APART = ({"nesterov", "dampening"}, {"foreach", "fused"})
 #: The rates of the optimizers of which the oracle knows the formula, where they are given none.
 _DEFAULT_RATES = {"SGD": 0.001, "Rprop": 0.01}
 #: The factors of Rprop's step sizes, and the limits of these (torch/optim/rprop.py).
@@ -86,7 +167,7 @@ def are_options(optimizer: Optimizer, options: Sequence[str]) -> bool:
     """Whether it takes these options together; they must be in the order of :data:`OPTIONS`."""
     known = OPTIONS[optimizer]
     in_order = tuple(option for option in known if option in options)
-    return in_order == tuple(options) and not set(options) >= _APART
+    return in_order == tuple(options) and not any(set(options) >= apart for apart in _APART)
 
 
 def combinations(optimizer: Optimizer, most: int = 2) -> Iterator[tuple[str, ...]]:
@@ -95,6 +176,22 @@ def combinations(optimizer: Optimizer, most: int = 2) -> Iterator[tuple[str, ...
         for options in itertools.combinations(OPTIONS[optimizer], number):
             if are_options(optimizer, options):
                 yield options
+
+
+def is_uncompiled(optimizer: Optimizer, options: Sequence[str], *, placed: bool) -> bool:
+    """Whether its functional version raises in each step where it is compiled.
+
+    Args:
+        placed: whether the options are given by place.
+    """
+    there = options_there(optimizer, tuple(options)) if placed else options
+    return optimizer not in ORDINARY and not set(there).isdisjoint(UNCOMPILED)
+
+
+def differs_by_place(optimizer: Optimizer, options: Sequence[str]) -> bool:
+    """Whether its functional version computes something else if these are given by place."""
+    there = {*options_there(optimizer, tuple(options))}
+    return there - {*UNCOMPILED} != {*options} - {*UNCOMPILED}
 
 
 def has_other_rate(optimizer: Optimizer, options: Sequence[str]) -> bool:

@@ -11,22 +11,26 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
-from rpcprops.faults import MessageType
+from rpcprops.faults import MessageType, WireMessageType
 from rpcprops.outcomes import UNLIMITED_SLACK, Counters, Violation
 from rpcprops.steps.arguments import TENSORS, check_seconds
 from rpcprops.steps.base import OwnerOf, Sort, Step, StepFails, Value, Way, is_close, remote_message
 from rpcprops.steps.in_rank.constants import REFUSED_METHODS, RETURNS_ITSELF, keywords
 from rpcprops.steps.optimizers import (
     CHECKED,
+    LACKING,
     OPTIMIZERS,
     OPTIONS,
     ORDINARY,
     REFUSALS,
+    UNCOMPILED,
     Optimizer,
     are_options,
     combinations,
     computed,
+    differs_by_place,
     has_other_rate,
+    is_uncompiled,
     rprop,
 )
 from rpcprops.steps.rrefs import ask_type
@@ -73,11 +77,17 @@ class _Optimizing(Step):
         call: str,
         ends: Sequence[Sequence[float]],
         uses: Sequence[Sequence[int]],
+        *,
+        raises: bool = False,
     ) -> list[list[float]]:
         """The messages of a whole step; the parameters that `at` reads at the end, as in `ends`.
 
         Args:
             uses: for each step of the optimizer, the numbers of the parameters in its loss.
+            raises: whether each owner raises in the first of them, which ends the step.
+
+        Raises:
+            StepFails: they do.
         """
         made: list[Handle] = []
         try:
@@ -98,6 +108,12 @@ class _Optimizing(Step):
                     model.in_contexts.call(self.at, owner, 1 + far, graded=far)
                     model.in_contexts.gradient(self.at, owner, far)
                 model.release(f"{self.name} {number}" if number else self.name, self.at, known)
+                if raises:
+                    # optimizer.py: _script_local_optimizer_step, which TorchScript runs.
+                    for owner in dict.fromkeys(self.owners):
+                        request = WireMessageType.FORWARD_AUTOGRAD_REQ
+                        model.answers.error(self.at, owner, request)
+                    raise StepFails(error="remote")
             for parameter, end in zip(parameters, ends, strict=True):
                 parameter.rref.value = list(end)
             return [model.value(parameter, self.at) for parameter in parameters]
@@ -308,6 +324,7 @@ _FLAWS = {
     "functional-default-rate": "as with the default rate of the functional optimizer",
     "adagrad-wrong-parameter": "as with gradients of other parameters",
     "stale-gradients": "as with gradients of earlier contexts",
+    "optimizer-options-by-place": "as with other options than those that were given by place",
 }
 _UNCHECKED = "unchecked-optimizer-options"
 _AFTER_REINIT = "rref-sent-after-reinit"
@@ -338,6 +355,8 @@ class Train(_Optimizing):
             step and that of the parameter.
         refused: a value that the local optimizer refuses, a name in :data:`REFUSALS`. Then nothing
             is trained.
+        placed: whether it is given by place what the local optimizer takes by place; "default_lr"
+            is no option then.
     """
 
     op: ClassVar[str] = "train"
@@ -355,6 +374,7 @@ class Train(_Optimizing):
     options: tuple[str, ...] = ()
     left_out: tuple[tuple[int, int], ...] = ()
     refused: str = ""
+    placed: bool = False
 
     def enter(self, scope: Scope) -> None:
         if not 1 <= self.rounds <= _MOST_ROUNDS:
@@ -364,8 +384,11 @@ class Train(_Optimizing):
             msg = (
                 f"options={shown(self.options)} are none of {self.optimizer}; use some of "
                 f"{', '.join(OPTIONS[self.optimizer])}, in that order, and not both dampening and "
-                f"nesterov, or leave them out."
+                f"nesterov, or foreach and fused, or leave them out."
             )
+            raise UsageError(msg)
+        if self.placed and (self.refused or "default_lr" in self.options):
+            msg = "placed=True needs an optimizer that is given a rate, and refuses nothing."
             raise UsageError(msg)
         self._check_left_out()
         known = REFUSALS[self.optimizer]
@@ -398,14 +421,15 @@ class Train(_Optimizing):
 
     @property
     def raises_there(self) -> bool:
-        return bool(self.refused)
+        return bool(self.refused) or self._raises(compiled=True)
 
     def predict(self, model: Model, call: str) -> StepPrediction:
         if self.refused:
             return self._refuse(model, call)
         starts = [[x + number for x in self.value] for number in range(len(self.owners))]
         ends = self._computed(starts)
-        self._optimized(model, call, ends or starts, self._uses)
+        raises = self._raises(compiled=model.facts.compiles_optimizers)
+        self._optimized(model, call, ends or starts, self._uses, raises=raises)
         for name in self.flaws(compiled=model.facts.compiles_optimizers):
             model.findings.meets_here(name, self.at, _says(name, model))
         if ends is None:
@@ -418,7 +442,7 @@ class Train(_Optimizing):
 
         An optimizer that checks nothing is made all the same, and dropped.
         """
-        checks = self.optimizer in CHECKED or self.refused == "unknown"
+        checks = self.optimizer in CHECKED or self.refused in ("unknown", *LACKING)
         is_made = not checks and model.facts.has_bug(_UNCHECKED)
         self._constructed(model, call, is_made=is_made)
         for owner in self.owners if model.rejoined else ():
@@ -453,6 +477,10 @@ class Train(_Optimizing):
         ``torch/optim/adagrad.py``, _single_tensor_adagrad. TorchScript knows no ``strict``.
         """
         found: list[str] = []
+        if self._raises(compiled=compiled):
+            return found
+        if self.placed and differs_by_place(self.optimizer, self.options):
+            found.append("optimizer-options-by-place")
         if has_other_rate(self.optimizer, self.options):
             found.append("functional-default-rate")
         shifts = self._shifts if compiled else bool(self.left_out)
@@ -461,6 +489,14 @@ class Train(_Optimizing):
         if self.optimizer in ORDINARY and self._goes_stale:
             found.append("stale-gradients")
         return found
+
+    def _raises(self, *, compiled: bool) -> bool:
+        """Whether each owner raises in a step of the optimizer.
+
+        Args:
+            compiled: whether torch compiles the optimizer as TorchScript.
+        """
+        return compiled and is_uncompiled(self.optimizer, self.options, placed=self.placed)
 
     @property
     def _goes_stale(self) -> bool:
@@ -502,8 +538,9 @@ class Train(_Optimizing):
         message = f"expected the parameters {wanted!r}, got {parameters!r}, and {alone!r} alone"
         otherwise = seen.get("otherwise")
         if otherwise is not None and is_close(parameters, otherwise) and is_close(alone, wanted):
-            # Adagrad gets here only where it is compiled.
-            message += "".join(f", {_FLAWS[name]}" for name in self.flaws(compiled=True))
+            # Adagrad gets here only where it is compiled, and foreach and fused where not.
+            flaws = self.flaws(compiled=True) or self.flaws(compiled=False)
+            message += "".join(f", {_FLAWS[name]}" for name in flaws)
         return [Violation("WrongValue", message)]
 
     @classmethod
@@ -530,14 +567,19 @@ class Train(_Optimizing):
         if refused:
             return replace(found, refused=refused)
         options = drawer.pick(_combinations(optimizer, rounded=rounds_factor))
-        found = replace(found, options=options)
+        placed = drawer.pick((False, False, "default_lr" not in options))
+        found = replace(found, options=options, placed=placed)
         compiled = drawer.facts.compiles_optimizers
-        if any(drawer.facts.has_bug(name) for name in found.flaws(compiled=compiled)):
-            found = replace(found, options=())
+        for other in ({"placed": False}, {"options": ()}):
+            if any(drawer.facts.has_bug(name) for name in found.flaws(compiled=compiled)):
+                found = replace(found, **other)
+        if not set(found.options).isdisjoint(UNCOMPILED):
+            # What those that are not compiled make of a parameter that is left out is not known.
+            return found
         left_out = drawer.pick(_left_out(rounds, len(owners)))
-        other = replace(found, left_out=left_out)
-        is_met = any(drawer.facts.has_bug(name) for name in other.flaws(compiled=compiled))
-        return found if is_met else other
+        lacking = replace(found, left_out=left_out)
+        is_met = any(drawer.facts.has_bug(name) for name in lacking.flaws(compiled=compiled))
+        return found if is_met else lacking
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
@@ -564,7 +606,9 @@ def _refusals(optimizer: Optimizer, *, unchecked: bool) -> tuple[str, ...]:
     Args:
         unchecked: whether torch lets some of them pass.
     """
-    known = REFUSALS[optimizer] if optimizer in CHECKED or not unchecked else ("unknown",)
+    known = REFUSALS[optimizer]
+    if optimizer not in CHECKED and unchecked:
+        known = tuple(one for one in known if one in ("unknown", *LACKING))
     return (*[""] * 5 * len(known), *known)
 
 
@@ -581,7 +625,7 @@ def _says(name: str, model: Model) -> str:
     """What the message says where that finding shows, as a regular expression."""
     if name == "adagrad-wrong-parameter" and not model.facts.compiles_optimizers:
         return f"got ValueError: .*{re.escape(model.facts.texts.remote)}"
-    return f"{re.escape(_FLAWS[name])}$"
+    return f"{re.escape(_FLAWS[name])}(,|$)"
 
 
 def _is_table(value: object, rows: int, columns: int) -> bool:

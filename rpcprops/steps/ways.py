@@ -34,6 +34,16 @@ from rpcprops.steps.base import (
     waits_nowhere,
 )
 from rpcprops.steps.rrefs import OfHandle, ask_type
+from rpcprops.steps.timeouts import (
+    ENDS_AT_ONCE,
+    LONGEST,
+    NEVER_COMES,
+    TOO_LONG,
+    TOO_SHORT,
+    is_too_long,
+    is_too_short,
+    says_at_once,
+)
 
 if TYPE_CHECKING:
     from rpcprops.oracle.model import Model
@@ -55,6 +65,8 @@ Form = Literal[
     "own result",
     "own exception",
     "set twice",
+    "exception twice",
+    "exception late",
 ]
 What = Literal[
     "owner_name",
@@ -92,7 +104,13 @@ _SEEN: Mapping[Form, list[float]] = {
     "own result": [0.0, 2.0, 1.0],
     "own exception": [1.0, 1.0],
     "set twice": [1.0, 1.0],
+    "exception twice": [1.0, 1.0],
+    "exception late": [1.0, 1.0],
 }
+#: A refused exception makes torch raise another error in place of the value.
+_KEPT = "refused-exception-kept"
+_LATE_FORM: Form = "exception late"
+_SEEN_KEPT = [1.0, -1.0]
 
 #: The ways to use a future, simplest first.
 FORMS: tuple[Form, ...] = tuple(_SEEN)
@@ -129,9 +147,15 @@ class Reach(Step):
     ``get_worker_info()`` gives. With "no name", "no id" and "no type" no rank is meant, and the
     value is the class of the error. With ``how="remote"`` the RRef is fetched and dropped. A Python
     function sleeps for `seconds` (virtual); `timeout` is that of ``rpc_sync`` or ``rpc_async``.
+
+    The timeout may also be one of which torch makes another one (``steps/timeouts.py``). The
+    documentation of both says of it: "If the RPC does not complete in this amount of time, an
+    exception indicating it has timed out will be raised", and excepts 0 alone. So one that is too
+    long for torch must not come here, and one of less than a millisecond must.
     """
 
     op: ClassVar[str] = "reach"
+    any_timeout: ClassVar[bool] = True
     waits_at = waits_nowhere
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 50
@@ -167,7 +191,8 @@ class Reach(Step):
             if python:
                 model.calls[self.to][call] += 1
             late, slack = model.times.timed(self.at, message, self.timeout, self.seconds)
-            if late and python:
+            ends = _counts_otherwise(model, self, self.timeout, late, total)
+            if ends or (late and python):
                 model.abandoned_calls[self.to].add(call)
             return model.shows(None if late == "timeout" else total, late, slack)
         handle, _ = model.remote(self.at, self.to, typed=not python)
@@ -206,12 +231,52 @@ class Reach(Step):
             return cls(*given)
         python = flavour == "python"
         message = call_message(typed=not python)
-        timed = drawer.timing(at, message, slow=python, slow_late=drawer.settles)
+        odd = _odd_timings(drawer, python=python)
+        timed = drawer.pick((*(None,) * (2 * len(odd)), *odd))
+        if timed is None:
+            return cls(*given, *drawer.timing(at, message, slow=python, slow_late=drawer.settles))
+        drawer.slow_functions += timed[1] > 0
         return cls(*given, *timed)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
         return _python_calls(cls, drawer, rank, message)
+
+
+def _counts_otherwise(
+    model: Model, step: Step, timeout: float | None, late: ErrorClass, value: Any
+) -> bool:
+    """Note the finding if torch makes another timeout of the timeout of a call.
+
+    Returns: whether this torch ends the call before its function.
+    """
+    if is_too_short(timeout) and late == "timeout":
+        says = re.escape(f"got the value {value!r}")
+        model.findings.meets_here(NEVER_COMES, step.at, f"{says}$")
+    if not is_too_long(timeout):
+        return False
+    model.findings.meets_here(ENDS_AT_ONCE, step.at, says_at_once())
+    return model.facts.has_bug(ENDS_AT_ONCE)
+
+
+def _odd_timings(drawer: StepDrawer, *, python: bool = True) -> list[tuple[float, float]]:
+    """Timeouts at the ends of what torch can count, and how long the called function sleeps.
+
+    What comes of one that is too short is certain only where the function sleeps. A function may go
+    on after the call has ended, so that a settle has to follow.
+
+    Args:
+        python: whether the function is one of Python, which may sleep.
+    """
+    found = [(LONGEST, 0.0)]
+    if drawer.has_few_threads or not drawer.settles:
+        return found
+    sleeps = python and drawer.may_end_late() and drawer.may_take(_SLEEPS)
+    if not drawer.facts.has_bug(ENDS_AT_ONCE):
+        found += itertools.product(TOO_LONG, (0.0, _SLEEPS) if sleeps else (0.0,))
+    if sleeps and not drawer.facts.has_bug(NEVER_COMES):
+        found += [(timeout, _SLEEPS) for timeout in TOO_SHORT] * 3
+    return found
 
 
 def _python_calls(cls: Any, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
@@ -395,16 +460,26 @@ class After(Step):
         # (tensorpipe_agent.cpp: pollTimeoutRpcs).
         limits = (self.timeout, self.seconds)
         ranks = (self.at, self.to)
+        total = sum_of(self.left, self.right)
+        if self.form == _LATE_FORM:
+            # If the call fails, the step shows only what the callbacks saw.
+            shown_kept = (f"got {[*total, *_SEEN_KEPT]!r}", f"got the value {_SEEN_KEPT!r}")
+            says = "|".join(map(re.escape, shown_kept))
+            model.findings.meets_here(_KEPT, self.at, f"({says})$")
         slack = _call_of(model, self, ranks, self.of, call, limits, raises=self.raises)
-        return model.shows([*sum_of(self.left, self.right), *_SEEN[self.form]], slack=slack)
+        return model.shows([*total, *_SEEN[self.form]], slack=slack)
 
     @classmethod
     def draw(cls, drawer: StepDrawer, *, at: int | None = None, sends: bool = False) -> After:
         at = drawer.rank() if at is None else at
         to = drawer.peer(at)
-        form = drawer.pick(FORMS)
+        keeps = drawer.facts.has_bug(_KEPT)
+        form = drawer.pick([one for one in FORMS if not (keeps and one == _LATE_FORM)])
         left, right = drawer.pick(PAIRS)
         able = ["call"] if sends else _drawn_kinds(drawer)
+        if form == _LATE_FORM:
+            # What a proxy meets besides would be seen only by what the callbacks saw.
+            able = [of for of in able if of != "proxy"]
         given: Any = itertools.product((False, False, True), able)
         raises, of = drawer.pick([one for one in given if one != (True, "builtin")])
         return cls(at, to, form, left, right, raises, *_timing(drawer, at, of, (to,)), of)
@@ -429,6 +504,12 @@ class Gather(Step):
     (``python_functions.cpp``: toPyJitFuture), and that of all of them together
     (``ivalue.cpp``: collectAll). The other calls run all the same. Each call has this `timeout`,
     and each function sleeps for `seconds` (virtual) before it ends.
+
+    With ``how="done"`` the step waits for the future of ``collect_all``, and then asks each future
+    whether it is done. The documentation says that the combined future "is completed when all of
+    the sub-futures are completed", so each must be. Then it waits for each in its order, and shows
+    what the others show, or else which were done. A function that breaks does not sleep, and no
+    call has a timeout then.
     """
 
     op: ClassVar[str] = "gather"
@@ -438,7 +519,7 @@ class Gather(Step):
     makes: ClassVar[Mapping[str, Sort]] = {}
     at: int
     targets: tuple[int, ...]
-    how: Literal["wait_all", "collect_all", "threads"] = "wait_all"
+    how: Literal["wait_all", "collect_all", "threads", "done"] = "wait_all"
     left: Value = (1.0,)
     right: Value = (2.0,)
     breaks: int | None = None
@@ -461,6 +542,9 @@ class Gather(Step):
         if self.breaks is not None and self.breaks not in range(len(self.targets)):
             msg = f"breaks={shown(self.breaks)} is the number of no call of {shown(self.targets)}."
             raise UsageError(msg)
+        if self.how == "done" and self.breaks is not None and self.timeout is not None:
+            msg = f"timeout={shown(self.timeout)} with how='done' and breaks=... is not modelled."
+            raise UsageError(msg)
 
     @property
     def raises_there(self) -> bool:
@@ -480,7 +564,8 @@ class Gather(Step):
         slack = UNLIMITED_SLACK
         for number, (target, of) in enumerate(self.calls):
             name, breaks = f"{call}/{number}", number == self.breaks
-            limits = (self.timeout, self.seconds if _FLAVOUR_OF[of] == "python" else 0.0)
+            sleeps = _FLAVOUR_OF[of] == "python" and not (breaks and self.how == "done")
+            limits = (self.timeout, self.seconds if sleeps else 0.0)
             ranks = (self.at, target)
             try:
                 one = _call_of(model, self, ranks, of, name, limits, raises=breaks)
@@ -490,6 +575,9 @@ class Gather(Step):
                 failures.append(failed)
         if not failures:
             return model.shows(values, slack=slack)
+        if self.how == "done":
+            says = r"got the value \[([01]\.0, )*0\.0(, [01]\.0)*\]$"
+            model.findings.meets_here(_ENDS_EARLY, self.at, says)
         if self.of == "call":
             # One table fails all these calls or none: each has a payload of its own. All of them
             # end at their timeouts, or none.
@@ -530,19 +618,45 @@ class Gather(Step):
         able: list[Any] = ["call"] if sends or _may_lose(drawer, at) else _drawn_kinds(drawer)
         if len(able) == len(_KINDS_OF):
             able += ["mixed"] * 2
-        forms: Any = itertools.product(("wait_all", "collect_all", "threads"), able)
+        forms: Any = itertools.product(("wait_all", "collect_all", "threads", "done"), able)
         how, of = drawer.pick([*forms])
         left, right = drawer.pick(PAIRS)
         breaks = drawer.pick((None, None, *(range(len(targets)) if of == "call" else ())))
+        if how == "done":
+            return cls._drawn_done(drawer, (at, tuple(targets), left, right), of, breaks)
         timed = _timing(drawer, at, of, targets, by_future=how != "threads")
         drawer.slow_functions += (len(targets) - 1) * (timed[1] > 0)
         return cls(at, tuple(targets), how, left, right, breaks, *timed, of)
+
+    @classmethod
+    def _drawn_done(
+        cls,
+        drawer: StepDrawer,
+        given: tuple[int, tuple[int, ...], Value, Value],
+        of: Any,
+        breaks: int | None,
+    ) -> Gather:
+        """One that asks which futures are done; its calls fail only where torch tells that right.
+
+        What is late is drawn by the other ways.
+        """
+        at, targets, left, right = given
+        early = drawer.facts.has_bug(_ENDS_EARLY)
+        times = len(targets) if of in ("call", "proxy", "mixed") else 0
+        _, seconds = drawer.with_sleep((None,), times)
+        drawer.slow_functions += times * (seconds > 0)
+        how: Any = "collect_all" if early and _may_lose(drawer, at) else "done"
+        if of == "call":
+            breaks = None if early and how == "done" else drawer.pick((breaks, 0, 1))
+        return cls(at, targets, how, left, right, breaks, None, seconds, of)
 
     @classmethod
     def ways(cls, drawer: StepDrawer, rank: int, message: MessageType) -> list[Way]:
         return _python_calls(cls, drawer, rank, message)
 
 
+#: The finding about the future of all of them.
+_ENDS_EARLY = "collect-all-ends-early"
 #: The kinds of the calls of a mixed Gather, in their order.
 _MIXED: tuple[Of, ...] = ("call", "builtin", "proxy", "script")
 
@@ -849,6 +963,10 @@ class Default(Step):
       creation must be in time, because Remote shows what one leaves that is not.
     * "fetch": ``to_here`` of an RRef that was made before.
     * "proxy": two calls through an RRef that was made before. The first asks for its type.
+
+    With "sync" and "async" the default may also be one of which torch makes another one: see
+    :class:`Reach`. ``_set_rpc_timeout`` says of it: "If an RPC is not completed within this time,
+    an exception indicating it has timed out will be raised".
     """
 
     op: ClassVar[str] = "default"
@@ -871,6 +989,12 @@ class Default(Step):
         if not isinstance(self.seconds, int | float) or not 0 < self.seconds < float("inf"):
             msg = f"seconds={shown(self.seconds)} must be a positive, finite number (virtual)."
             raise UsageError(msg)
+        if self._is_odd and self.how not in ("sync", "async"):
+            msg = (
+                f"seconds={shown(self.seconds)} with how={shown(self.how)} must be {LONGEST:g} at "
+                f"the most and a millisecond at the least, for torch counts milliseconds in an int."
+            )
+            raise UsageError(msg)
         if self.how == "fetch" and self.at == self.to:
             msg = f"to={shown(self.to)} must be another rank: an owner fetches without a message."
             raise UsageError(msg)
@@ -882,7 +1006,8 @@ class Default(Step):
     def predict(self, model: Model, call: str) -> StepPrediction:
         faults = (f for rank in range(model.world_size) for f in model.plan.faults_at(rank))
         longest = max((fault.seconds for fault in faults if fault.blocks_sender), default=0.0)
-        if self.seconds < longest + CLEARLY_IN_TIME and not model.rests:
+        is_short = self.seconds < longest + CLEARLY_IN_TIME
+        if (is_short or self._is_odd) and not model.rests:
             msg = (
                 f"{self!r}: the short default would be that of messages which are still on their "
                 f"way; put a Settle() before it."
@@ -897,11 +1022,18 @@ class Default(Step):
         late, slack = model.times.timed(self.at, message, self._timeout, self.sleeps)
         model.call(self.at, self.to, message, call)
         model.calls[self.to][call] += 1
-        if late:
+        total = sum_of(self.left, self.right)
+        limit = None if self.endless else self.seconds
+        if _counts_otherwise(model, self, limit, late, total) or late:
             model.abandoned_calls[self.to].add(call)
             if late == "timeout":
                 raise StepFails(late, slack)
-        return model.shows(sum_of(self.left, self.right), late, slack)
+        return model.shows(total, late, slack)
+
+    @property
+    def _is_odd(self) -> bool:
+        """Whether torch makes another timeout of the default."""
+        return is_too_long(self.seconds) or is_too_short(self.seconds)
 
     @property
     def _timeout(self) -> float:
@@ -967,6 +1099,10 @@ class Default(Step):
         if sleeps:
             drawer.slow_functions += 1
             seconds = sleeps / 4
+        if rests and how in ("sync", "async") and not sleeps:
+            odd = _odd_timings(drawer)
+            seconds, sleeps = drawer.pick((*((seconds, sleeps),) * len(odd), *odd))
+            drawer.slow_functions += sleeps > 0
         return cls(at, to, _LONG if seconds is None else seconds, endless, *pair, sleeps, how)
 
     @staticmethod

@@ -908,6 +908,75 @@ _ALL = (
         logs="owner_assertion",
         abort_logs="heap_damaged",
     ),
+    Finding(
+        name="long-timeout-ends-at-once",
+        promise="UnexpectedError",
+        why=(
+            "A timeout in seconds becomes a number of milliseconds in an int. From 2147484 s on "
+            "that number does not fit, becomes the smallest of all, and the call ends at once by "
+            "its timeout. A default timeout does the same."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/tensorpipe_agent.cpp: TensorPipeAgent::send, "
+            "static_cast<int>(rpcTimeoutSeconds * kSecToMsConversion); init.cpp: _set_rpc_timeout "
+            "does the same"
+        ),
+        shows_as=frozenset({"UnexpectedError"}),
+    ),
+    Finding(
+        name="short-timeout-never-comes",
+        promise="MissingError",
+        why=(
+            "A timeout in seconds becomes a whole number of milliseconds. One of less than a "
+            "millisecond becomes 0, which stands for no timeout, so that the call waits for its "
+            "function however long that takes."
+        ),
+        source=(
+            "torch/csrc/distributed/rpc/tensorpipe_agent.cpp: TensorPipeAgent::send, "
+            "static_cast<int>(rpcTimeoutSeconds * kSecToMsConversion), and timeout.count() != 0; "
+            "init.cpp: _set_rpc_timeout does the same"
+        ),
+        shows_as=frozenset({"MissingError"}),
+    ),
+    Finding(
+        name="refused-exception-kept",
+        promise="WrongValue",
+        why=(
+            "A future that has its result refuses an exception, but it has kept by then what "
+            "raises one. From then on wait() and value() try to raise the result, and end with a "
+            "TypeError."
+        ),
+        source=(
+            "torch/futures/__init__.py: Future.set_exception calls _set_unwrap_func before "
+            "set_result, which refuses"
+        ),
+        # If the call itself fails, the step shows that in place of its error.
+        shows_as=frozenset({"WrongValue", "MissingError"}),
+    ),
+    Finding(
+        name="collect-all-ends-early",
+        promise="MissingError",
+        why=(
+            "The future of collect_all has to be completed when all of its futures are. It is "
+            "completed when the first of them has failed, while others are still under way."
+        ),
+        source="aten/src/ATen/core/ivalue.cpp: collectAll calls setErrorIfNeeded for the first",
+        shows_as=frozenset({"MissingError"}),
+    ),
+    Finding(
+        name="optimizer-options-by-place",
+        promise="WrongValue",
+        why=(
+            "DistributedOptimizer hands its arguments on to another class than it was given, whose "
+            "parameters come in another order. By place the eps of Adagrad becomes a "
+            "warmup_lr_multiplier, which nothing uses, and the maximize of RMSprop is lost as well."
+        ),
+        source=(
+            "torch/distributed/optim/utils.py: functional_optim_map; functional_adagrad.py and "
+            "functional_rmsprop.py: __init__"
+        ),
+        shows_as=frozenset({"WrongValue"}),
+    ),
 )
 
 #: The known findings, by the name of their property.

@@ -21,6 +21,7 @@ class Texts:
 
     Attributes:
         remote: the beginning of an error that a function raised at another rank.
+        uncompiled: what an optimizer that TorchScript runs says of an option that it cannot use.
         creation: the error when an RRef is used whose creation failed or timed out.
         injected: a send that the faulty agent made fail.
         timeout: an RPC took longer than its timeout.
@@ -55,6 +56,8 @@ class Texts:
 
     # torch/distributed/rpc/internal.py:213, `_run_function`.
     remote: str = "On WorkerInfo"
+    # torch/optim/sgd.py:295, `sgd`, and the same functions of the other optimizers.
+    uncompiled: str = "torch.jit.script not supported with"
     # rref_impl.cpp, `UserRRef::toHere`, and rref_context.cpp, `RRefContext::prepareChildFork`.
     creation: str = "RRef creation via rpc.remote"
     # testing/faulty_tensorpipe_agent.cpp, `FaultyTensorPipeAgent::send`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,17 @@ from rpcprops.oracle import judge, predict_for, set_apart
 from rpcprops.outcomes import Outcome
 from rpcprops.programs import Program, Train
 from rpcprops.runner import run
-from rpcprops.steps.in_rank.constants import KEYWORDS, REFUSED_KEYWORDS
-from rpcprops.steps.optimizers import CHECKED, OPTIMIZERS, OPTIONS, REFUSALS, Optimizer
+from rpcprops.steps.in_rank.constants import BY_PLACE, KEYWORDS, REFUSED_KEYWORDS
+from rpcprops.steps.optimizers import (
+    CHECKED,
+    LACKING,
+    OPTIMIZERS,
+    OPTIONS,
+    REFUSALS,
+    UNCOMPILED,
+    Optimizer,
+    is_uncompiled,
+)
 from rpcprops.strategies import programs
 from rpcprops.torch_facts import installed
 from tests._draws import draws
@@ -44,7 +54,12 @@ def test_every_keyword_is_an_option() -> None:
 @EVERY_AGENT
 def test_every_option_of_every_optimizer(agent: str | None) -> None:
     """Each gives what it gives in one process, and something else than without the option."""
-    cases = [(name, option) for name, options in OPTIONS.items() for option in ("", *options)]
+    cases = [
+        (name, option)
+        for name, options in OPTIONS.items()
+        for option in ("", *options)
+        if option not in UNCOMPILED
+    ]
     steps = [
         Train(0, f"x{number}", (1, 0), name, 3, options=(option,) if option else ())
         for number, (name, option) in enumerate(cases)
@@ -58,6 +73,47 @@ def test_every_option_of_every_optimizer(agent: str | None) -> None:
         if option and shown[name, option] == shown[name, ""]
     ]
     assert alike == []
+
+
+@pytest.mark.usefixtures("rpc_cluster")
+@EVERY_AGENT
+def test_options_that_choose_an_implementation(agent: str | None) -> None:
+    """Compiled optimizers refuse them in their first step, and others give the same with them."""
+    cases = [(name, one) for name, options in OPTIONS.items() for one in options]
+    cases = [case for case in cases if case[1] in UNCOMPILED]
+    steps = [
+        Train(0, f"x{number}", (1, 0), name, 3, options=(option,))
+        for number, (name, option) in enumerate(cases)
+    ]
+    known, outcome = known_in(steps, agent)
+    assert known <= {"rounded-rprop-factor"}
+    raised = [case for case, step in zip(cases, outcome.steps, strict=True) if step.error]
+    compiled = installed().compiles_optimizers
+    wanted = [case for case in cases if is_uncompiled(case[0], case[1:], placed=False)]
+    assert raised == (wanted if compiled else [])
+
+
+@pytest.mark.usefixtures("rpc_cluster")
+@EVERY_AGENT
+def test_options_that_are_given_by_place(agent: str | None) -> None:
+    """All that come so are those of the optimizer in one process, but for a known finding."""
+    cases = [
+        (name, tuple(one for one in options if one not in ("default_lr", "dampening", *UNCOMPILED)))
+        for name, options in OPTIONS.items()
+    ]
+    steps = [
+        Train(0, f"x{number}", (1, 0), name, 2, options=options, placed=True)
+        for number, (name, options) in enumerate(cases)
+        if name not in BY_PLACE
+    ]
+    assert known_in(steps, agent)[0] == set()
+    finding = "optimizer-options-by-place"
+    lost: list[tuple[Optimizer, str]] = [
+        *(("Adagrad", "eps"), ("RMSprop", "maximize"), ("RMSprop", "foreach"))
+    ]
+    for name, option in lost:
+        step = Train(0, "x", (1, 0), name, 2, options=(option,), placed=True)
+        assert known_in([step], agent)[0] == ({finding} if installed().has_bug(finding) else set())
 
 
 @pytest.mark.usefixtures("rpc_cluster")
@@ -83,7 +139,9 @@ def test_a_parameter_that_is_not_in_a_loss(agent: str | None) -> None:
 
 
 REFUSED = [(name, refused) for name in OPTIMIZERS for refused in REFUSALS[name]]
-UNCHECKED = [case for case in REFUSED if case[0] not in CHECKED and case[1] != "unknown"]
+UNCHECKED = [
+    case for case in REFUSED if case[0] not in CHECKED and case[1] not in ("unknown", *LACKING)
+]
 
 
 @pytest.mark.usefixtures("rpc_cluster")
@@ -111,7 +169,9 @@ def test_values_that_no_one_refuses(agent: str | None) -> None:
         assert known == {"unchecked-optimizer-options"}
 
 
-@pytest.mark.parametrize(("optimizer", "refused"), REFUSED)
+@pytest.mark.parametrize(
+    ("optimizer", "refused"), [case for case in REFUSED if case[1] not in LACKING]
+)
 def test_an_optimizer_refuses_it_in_one_process(optimizer: Optimizer, refused: str) -> None:
     """So DistributedOptimizer, which is to give it the same, has to refuse it as well."""
     given = {"lr": 0.25, **REFUSED_KEYWORDS[refused]}
@@ -145,6 +205,13 @@ def test_a_refused_value_stands_alone(other: dict[str, tuple[str, ...]]) -> None
             Program(2, (Train(0, "x", (1, 0), **given),))
 
 
+@pytest.mark.parametrize("other", [{"refused": "lr"}, {"options": ("default_lr",)}])
+def test_what_is_given_by_place_has_a_rate(other: dict[str, Any]) -> None:
+    """The rate is the first argument that an optimizer takes by place."""
+    with pytest.raises(UsageError, match="placed=True needs"):
+        Program(2, (Train(0, "x", (1,), placed=True, **other),))
+
+
 def test_options_are_drawn() -> None:
     """Every optimizer, with and without options, and with refused ones."""
     drawn = programs(kinds=("train",), min_steps=8)
@@ -155,3 +222,6 @@ def test_options_are_drawn() -> None:
     assert {bool(step.left_out) for step in found} == {False, True}
     assert {bool(step.refused) for step in found} == {False, True}
     assert any(len(set(step.owners)) < len(step.owners) for step in found)
+    assert {step.placed for step in found} == {False, True}
+    assert {option for step in found for option in step.options} >= {*UNCOMPILED}
+    assert {step.refused for step in found} >= {"capturable", "differentiable"}

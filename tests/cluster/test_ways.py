@@ -8,10 +8,11 @@ import pytest
 
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable, MessageType
-from rpcprops.oracle import judge, predict
+from rpcprops.oracle import judge, predict, set_apart
 from rpcprops.programs import (
     After,
     Ask,
+    Call,
     Default,
     Drop,
     Gather,
@@ -25,6 +26,7 @@ from rpcprops.programs import (
     Step,
 )
 from rpcprops.runner import run
+from rpcprops.torch_facts import installed
 from tests.seeded._programs import WAYS
 
 CALL = MessageType.PYTHON_CALL
@@ -45,6 +47,10 @@ HELD_UP = FaultPlan(by_rank={0: FaultTable((), 0, {CALL: 2.0})})
         ((Reach(0, 1, flavour="script", seconds=1.0),), "needs flavour 'python', not 'script'"),
         ((After(0, 1, seconds=-1.0),), "seconds=-1.0 must lie in 0 to"),
         ((Gather(0, (1, 0), seconds=-1.0),), "seconds=-1.0 must lie in 0 to"),
+        ((Gather(0, (1, 0), "done", breaks=0, timeout=9.0),), "timeout=9.0 with how='done'"),
+        ((Call(0, 1, timeout=3e6),), "timeout=3000000.0 must be 2147483 s at the most"),
+        ((Call(0, 1, timeout=0.0005),), "timeout=0.0005 must be 2147483 s at the most"),
+        ((Default(0, 1, 3e6, how="proxy"),), "seconds=3000000.0 with how='proxy' must be"),
     ],
 )
 def test_what_cannot_be_is_refused(steps: tuple[Step, ...], message: str) -> None:
@@ -60,6 +66,9 @@ def test_what_cannot_be_is_refused(steps: tuple[Step, ...], message: str) -> Non
         (Reach(0, 1, "no type"), ["ValueError"]),
         (After(0, 1, "chain"), [3.0, 1.0, 2.0, 3.0]),
         (Gather(0, (1, 0)), [[3.0], [4.0]]),
+        (Gather(0, (1, 0), "done"), [[3.0], [4.0]]),
+        (After(0, 1, "exception late"), [3.0, 1.0, 1.0]),
+        (After(0, 1, "exception twice"), [3.0, 1.0, 1.0]),
         (Method(0, 1, form="kwargs", start=2.0), [8.0, 14.0]),
         (Method(0, 1, form="missing"), ["AttributeError"]),
         (Method(0, 1, form="static", start=5.0), [6.0, 6.0]),
@@ -82,6 +91,14 @@ def test_values_are_predicted(step: Step, value: list[Any]) -> None:
         (Reach(0, 1, "id", "async", timeout=100.0, seconds=12.0), ""),
         (Reach(0, 1, how="remote", seconds=12.0), ""),
         (Gather(0, (1, 0), timeout=3.0, seconds=12.0, breaks=1), "timeout"),
+        (Gather(0, (1, 0), "done", timeout=3.0, seconds=12.0), "timeout"),
+        (Gather(0, (1, 0), "done", breaks=1, seconds=12.0), "remote"),
+        (Reach(0, 1, timeout=3e6, seconds=12.0), ""),
+        (Reach(0, 1, timeout=0.0005, seconds=12.0), "timeout"),
+        (Reach(0, 1, timeout=0.0005), "unknown"),
+        (Default(0, 1, 1e9, sleeps=12.0), ""),
+        (Default(0, 1, 0.0001, sleeps=12.0, how="async"), "timeout"),
+        (Default(0, 1, 0.0001, endless=True, sleeps=12.0), ""),
         (Gather(0, (1, 0), timeout=100.0, seconds=12.0), ""),
         (After(0, 1, timeout=3.0, seconds=12.0, of="proxy"), "timeout"),
         (After(0, 1, timeout=100.0, seconds=12.0, of="proxy", raises=True), "remote"),
@@ -99,6 +116,32 @@ def test_timeouts_are_predicted(step: Step, error: str) -> None:
     assert predicted.steps[0].error == error
     assert {times for calls in predicted.calls for times in calls.values()} <= {1, 2}
     assert predicted.calls[1]
+
+
+#: Steps that meet findings about timeouts and futures, by the finding.
+FLAWED: list[tuple[str, Step]] = [
+    ("long-timeout-ends-at-once", Reach(0, 1, timeout=2147484.0, seconds=12.0)),
+    ("long-timeout-ends-at-once", Reach(0, 1, how="async", timeout=1e9, seconds=12.0)),
+    ("long-timeout-ends-at-once", Default(0, 1, 3e6, sleeps=12.0)),
+    ("short-timeout-never-comes", Reach(0, 1, how="async", timeout=0.0001, seconds=12.0)),
+    ("short-timeout-never-comes", Default(0, 1, 0.0005, sleeps=12.0, how="async")),
+    ("refused-exception-kept", After(0, 1, "exception late")),
+    ("refused-exception-kept", After(0, 1, "exception late", raises=True)),
+    ("collect-all-ends-early", Gather(0, (1, 1), "done", breaks=0, seconds=12.0)),
+    ("collect-all-ends-early", Gather(0, (1, 0, 1), "done", breaks=2, seconds=12.0)),
+]
+
+
+@pytest.mark.usefixtures("rpc_cluster")
+def test_findings_about_timeouts_and_futures_show() -> None:
+    """Each shows in its step, and explains all that is wrong in the run."""
+    for name, step in FLAWED:
+        program = Program(2, (step, Settle()))
+        outcome = run(program)
+        met = predict(program, FaultPlan(), installed()).met
+        wrong = judge(program, FaultPlan(), outcome)
+        found = (name,) if installed().has_bug(name) else ()
+        assert set_apart(program, met, outcome, wrong) == (found, ()), step
 
 
 def test_paths_that_time_out_leave_threads_for_others() -> None:

@@ -268,6 +268,18 @@ def _left_out(world: World) -> Falsified:
             yield wrong, [("WrongValue", leaf.at, index)]
 
 
+@defect("the future of all is done before one of them")
+def _done_early(world: World) -> Falsified:
+    for index, leaf, expected, _ in _steps(world):
+        if isinstance(leaf, Gather) and leaf.how == "done":
+            done = [1.0] * (len(leaf.targets) - 1) + [0.0]
+            promise = "MissingError" if expected.error else "WrongValue"
+            yield (
+                with_step(world.outcome, index, value=done, error=None),
+                [(promise, leaf.at, index)],
+            )
+
+
 @defect("a target that is no rank is accepted")
 def _target_accepted(world: World) -> Falsified:
     for index, leaf, _ in _valued(world):

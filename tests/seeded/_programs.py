@@ -58,9 +58,14 @@ from rpcprops.programs import (
 from rpcprops.properties import _programs as shipped
 from rpcprops.steps.functions import RaisedIn, ScriptedBy, ScriptedForm
 from rpcprops.steps.life import AMID, BETWEEN, FAILING, OUTSIDE, WORK, Amid, Failing, Leaving
+from rpcprops.steps.timeouts import LONGEST
 from rpcprops.steps.values import SORTS
 from rpcprops.steps.values import WAYS as WAYS_OF_VALUES
-from rpcprops.steps.ways import ANYWHERE, CONFIRMED, FORMS, OF_USERS, Of
+from rpcprops.steps.ways import ANYWHERE, CONFIRMED, OF_USERS, Of
+from rpcprops.steps.ways import FORMS as EVERY_FORM
+
+#: The ways to use a future that stock torch does right: not the finding refused-exception-kept.
+FORMS = tuple(form for form in EVERY_FORM if form != "exception late")
 
 FUTURES = Program(
     3,
@@ -401,6 +406,7 @@ WAYS = Program(
         Reach(0, 1, "id", "async", flavour="builtin"),
         Reach(0, 2, "info", "remote", (1.0, 2.0), (3.0, 4.0), flavour="script"),
         Reach(1, 1, "myself", "remote"),
+        Reach(2, 0, timeout=LONGEST),
         *(Reach(0, 1, named) for named in ("no name", "no id", "no type")),
         *(After(0, 1, form) for form in FORMS),
         After(2, 0, "chain", (1.0, 2.0), (3.0, 4.0)),
@@ -409,6 +415,8 @@ WAYS = Program(
         Gather(0, (1, 0, 1), "collect_all", (1.0, 2.0), (3.0, 4.0)),
         Gather(1, (2, 2), "threads"),
         Gather(2, (0, 1), "collect_all", breaks=0),
+        Gather(2, (0, 1), "done"),
+        Gather(0, (1, 2, 0, 1), "done", (1.0, 2.0), (3.0, 4.0), of="mixed"),
         Onward(0, 1, 2),
         Onward(1, 2, 0, 3, (1.0, 2.0), (3.0, 4.0), 3.0, 12.0, 600.0),
         Own(1, "o"),
@@ -1140,7 +1148,7 @@ def futures() -> list[Program]:
 
 def gathers() -> list[Program]:
     """Calls of each kind at once, gathered in each way; these must lose nothing."""
-    hows: tuple[Any, ...] = ("wait_all", "collect_all", "threads")
+    hows: tuple[Any, ...] = ("wait_all", "collect_all", "threads", "done")
     kinds: tuple[Any, ...] = ("proxy", "script", "builtin", "mixed")
     return [
         Program(3, (Gather(0, (1, 2, 1), how, of=of), Settle()), f"gathers[{how},{of}]")

@@ -104,6 +104,13 @@ FORMS: list[tuple[str, list[str], int]] = [
     ("profiling-key-kept", ["profile"], 40),
     ("context-after-cleanup", ["outlast"], 40),
     ("async-proxy-leaves-context", ["graph"], 40),
+    ("long-timeout-ends-at-once", ["reach"], 100),
+    ("long-timeout-ends-at-once", ["default"], 100),
+    ("short-timeout-never-comes", ["reach"], 100),
+    ("short-timeout-never-comes", ["default"], 100),
+    ("refused-exception-kept", ["after"], 100),
+    ("collect-all-ends-early", ["gather"], 100),
+    ("optimizer-options-by-place", ["train"], 400),
 ]
 HUNTED = hunted(known=True)
 GROUPS = HUNTED["drawn-groups"].cases()

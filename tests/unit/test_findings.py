@@ -15,15 +15,18 @@ from rpcprops.oracle._chosen import predict_for
 from rpcprops.oracle._findings import can_cause
 from rpcprops.outcomes import Counters, Outcome, RaisedError, SentMessage, Violation
 from rpcprops.programs import (
+    After,
     Ask,
     Call,
     Carry,
     Context,
     Count,
+    Default,
     Deferred,
     Drop,
     End,
     Fetch,
+    Gather,
     Graph,
     Linear,
     Local,
@@ -38,6 +41,7 @@ from rpcprops.programs import (
     Profile,
     Program,
     Raising,
+    Reach,
     Rejoin,
     Remote,
     Retry,
@@ -677,6 +681,42 @@ PLACED: dict[str, tuple[Program, Violation]] = {
         Program(2, (Count(0, 1), Carry(0, 1, "rref-and-lock", "echo"))),
         Violation("RRefLeak", "worker0 holds 1 owner, 1 fork; expected nothing", 0),
     ),
+    "long-timeout-ends-at-once": (
+        Program(2, (Count(0, 1), Reach(0, 1, how="async", timeout=2147484.0))),
+        Violation(
+            "UnexpectedError",
+            "expected no error, got RuntimeError: RPCErr:1:RPC ran for more than set timeout "
+            "(-2147483648 ms) and will now be marked with an error",
+            0,
+            1,
+        ),
+    ),
+    "short-timeout-never-comes": (
+        Program(2, (Count(0, 1), Default(0, 1, 0.0005, sleeps=2.0))),
+        Violation("MissingError", "expected torch's timeout, got the value [3.0]", 0, 1),
+    ),
+    "refused-exception-kept": (
+        Program(2, (Count(0, 1), After(0, 1, "exception late"))),
+        Violation("WrongValue", "expected [3.0, 1.0, 1.0], got [3.0, 1.0, -1.0]", 0, 1),
+    ),
+    "collect-all-ends-early": (
+        Program(2, (Count(0, 1), Gather(0, (1, 0), "done", breaks=1, seconds=2.0))),
+        Violation(
+            "MissingError", "expected what the function raised, got the value [0.0, 1.0]", 0, 1
+        ),
+    ),
+    "optimizer-options-by-place": (
+        Program(
+            2, (Count(0, 1), Train(0, "x", (1,), "RMSprop", options=("maximize",), placed=True))
+        ),
+        Violation(
+            "WrongValue",
+            "expected the parameters [[1.0]], got [[0.9]], and [[1.0]] alone, as with other "
+            "options than those that were given by place",
+            0,
+            1,
+        ),
+    ),
 }
 
 
@@ -726,6 +766,21 @@ def test_what_looks_like_a_finding_elsewhere_is_a_failure(name: str) -> None:
             "a value of the sort 'missing-unpickled' had to be refused by RuntimeError, and came",
         ),
         ("unconfirmed-user", "expected [True], got [None]"),
+        (
+            "long-timeout-ends-at-once",
+            "expected no error, got RuntimeError: RPC ran for more than set timeout (60000 ms)",
+        ),
+        ("short-timeout-never-comes", "expected torch's timeout, got the value [4.0]"),
+        ("refused-exception-kept", "expected [3.0, 1.0, 1.0], got [1.0, -1.0]"),
+        ("refused-exception-kept", "expected [3.0, 1.0, 1.0], got [4.0, 1.0, -1.0]"),
+        (
+            "collect-all-ends-early",
+            "expected what the function raised, got the value [1.0, 1.0]",
+        ),
+        (
+            "optimizer-options-by-place",
+            "expected the parameters [[1.0]], got [[0.9]], and [[1.0]] alone",
+        ),
         ("profiled-events-lost", "the profiler does not show its call once, by its name"),
         ("profiled-events-lost", "the profiler shows nothing of what ran at rank 10"),
         ("profiling-key-kept", "expected no error, got RuntimeError: EOF: end of file"),

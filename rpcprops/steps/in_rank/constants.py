@@ -31,9 +31,12 @@ KEYWORDS: dict[str, dict[str, Any]] = {
     "weight_decay": {"weight_decay": 0.125},
     "decoupled_weight_decay": {"weight_decay": 0.125, "decoupled_weight_decay": True},
     "maximize": {"maximize": True},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
 }
 
-#: Keywords that the constructors of torch.optim refuse.
+#: Keywords that the constructors of torch.optim refuse. The last three of them take, and those of
+#: the functional versions do not.
 REFUSED_KEYWORDS: dict[str, dict[str, Any]] = {
     "lr": {"lr": -0.25},
     "momentum": {"momentum": -0.5},
@@ -48,11 +51,29 @@ REFUSED_KEYWORDS: dict[str, dict[str, Any]] = {
     "etas": {"etas": (1.5, 2.0)},
     "weight_decay": {"weight_decay": -0.125},
     "unknown": {"unknown": True},
+    "capturable": {"capturable": False},
+    "differentiable": {"differentiable": False},
+    "decoupled": {"decoupled_weight_decay": False},
 }
 
 #: The rates that DistributedOptimizer takes where it is given none, if torch.optim has others:
 #: those of _FunctionalSGD and _FunctionalAdamax (torch/distributed/optim/functional_*.py).
 FUNCTIONAL_RATES = {"SGD": 0.01, "Adamax": 0.001}
+#: What becomes of options that are given by place, if the functional version of the optimizer has
+#: another parameter there; empty if nothing. eps comes as warmup_lr_multiplier, the foreach of
+#: Adagrad as warmup_num_iters, and the maximize of RMSprop as _allow_empty_param_list
+#: (torch/distributed/optim/functional_adagrad.py, functional_rmsprop.py; torch/optim/adagrad.py,
+#: rmsprop.py: ``__init__``).
+BY_PLACE = {
+    "Adagrad": {"eps": "", "foreach": ""},
+    "RMSprop": {"maximize": "", "foreach": "maximize"},
+}
+
+
+def options_there(optimizer: str, options: tuple[str, ...]) -> tuple[str, ...]:
+    """The options that a functional version gets where all are given by place."""
+    known = BY_PLACE.get(optimizer, {})
+    return tuple(filter(None, dict.fromkeys(known.get(option, option) for option in options)))
 
 
 def keywords(options: tuple[str, ...]) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch.optim.adagrad import adagrad
 
-from rpcprops.steps.in_rank.constants import FUNCTIONAL_RATES, keywords
+from rpcprops.steps.in_rank.constants import FUNCTIONAL_RATES, keywords, options_there
 
 
 class Training(NamedTuple):
@@ -20,6 +21,7 @@ class Training(NamedTuple):
         owners: the rank of each parameter.
         starts: the parameters.
         uses: for each step, the numbers of the parameters that are in its loss.
+        placed: whether the arguments are given by place, as far as that can be.
     """
 
     optimizer: str
@@ -27,12 +29,41 @@ class Training(NamedTuple):
     owners: tuple[int, ...]
     starts: Sequence[torch.Tensor]
     uses: Sequence[Sequence[int]]
+    placed: bool = False
+
+    @property
+    def constructor(self) -> type[torch.optim.Optimizer]:
+        """The class in ``torch.optim``."""
+        found: type[torch.optim.Optimizer] = getattr(torch.optim, self.optimizer)
+        return found
+
+    def arguments(self, others: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """What the optimizer is given by place and by keyword, perhaps with other keywords."""
+        given = {**keywords(self.options), **others}
+        return by_place(self.constructor, given) if self.placed else ([], given)
 
     def made(self, parameters: Sequence[torch.Tensor], **others: Any) -> torch.optim.Optimizer:
         """The optimizer of ``torch.optim``, perhaps with other keywords."""
-        made = getattr(torch.optim, self.optimizer)
-        optimizer: torch.optim.Optimizer = made(parameters, **keywords(self.options) | others)
+        placed, named = self.arguments(others)
+        made: Any = self.constructor
+        optimizer: torch.optim.Optimizer = made(parameters, *placed, **named)
         return optimizer
+
+
+def by_place(
+    constructor: type[torch.optim.Optimizer], given: Mapping[str, Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments that a constructor of ``torch.optim`` takes by place, and the others.
+
+    Those before the last one that is given get their defaults.
+    """
+    _, _, *known = inspect.signature(constructor.__init__).parameters.values()
+    places = [one for one in known if one.kind is one.POSITIONAL_OR_KEYWORD]
+    while places and places[-1].name not in given:
+        del places[-1]
+    names = [one.name for one in places]
+    placed = [given.get(one.name, one.default) for one in places]
+    return placed, {name: value for name, value in given.items() if name not in names}
 
 
 def uses_of(
@@ -57,6 +88,11 @@ def train_alone(training: Training, **others: Any) -> list[list[float]]:
 
 def train_otherwise(training: Training) -> list[list[float]] | None:
     """The parameters as the known finding about this optimizer makes them; None if it has none."""
+    if training.placed:
+        there = options_there(training.optimizer, training.options)
+        if there != training.options:
+            given = training._replace(options=there, placed=False)
+            return _train_shifted(given) if given.optimizer == "Adagrad" else train_alone(given)
     rate = FUNCTIONAL_RATES.get(training.optimizer)
     if rate is not None:
         return train_alone(training, lr=rate) if "default_lr" in training.options else None

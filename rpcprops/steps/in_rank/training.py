@@ -100,11 +100,12 @@ def train(
     options: tuple[str, ...],
     left_out: tuple[tuple[int, int], ...],
     refused: str,
+    placed: bool,
 ) -> dict[str, Any]:
     """Optimize a parameter at each owner, and as many in this process alone; the parameters."""
     starts = [tensor(value) + number for number in range(len(owners))]
     uses = uses_of(rounds, len(owners), left_out)
-    training = Training(optimizer, options, owners, starts, uses)
+    training = Training(optimizer, options, owners, starts, uses, placed)
     try:
         rrefs: list[Any] = [
             rpc.remote(world[owner], make_parameter, args=(call, start, seconds))
@@ -125,8 +126,8 @@ def train(
 
 def remote_optimizer(rrefs: list[Any], training: Training, refused: str) -> Any:
     """A DistributedOptimizer of parameters of other ranks."""
-    given = keywords(training.options) | REFUSED_KEYWORDS.get(refused, {})
-    made: Any = DistributedOptimizer(getattr(torch.optim, training.optimizer), rrefs, **given)  # type: ignore[no-untyped-call]
+    placed, named = training.arguments(REFUSED_KEYWORDS.get(refused, {}))
+    made: Any = DistributedOptimizer(training.constructor, rrefs, *placed, **named)  # type: ignore[no-untyped-call]
     return made
 
 

@@ -318,6 +318,25 @@ def result_set_twice(future: Any) -> list[float]:
     return [float(refused), mine.wait()]
 
 
+def exception_set_twice(future: Any) -> list[float]:
+    """A future that has an exception takes neither another one nor a result."""
+    error_of(future.wait)
+    mine: Any = torch.futures.Future()
+    mine.set_exception(LookupError("planned"))
+    refused = error_of(lambda: mine.set_exception(ValueError("too late")))
+    refused = refused and error_of(lambda: mine.set_result(2.0))
+    return [float(refused != ""), float(error_of(mine.wait) == "LookupError")]
+
+
+def exception_set_late(future: Any) -> list[float]:
+    """A future that has a result takes no exception; its result, or -1 if it raises."""
+    error_of(future.wait)
+    mine: Any = torch.futures.Future()
+    mine.set_result(1.0)
+    refused = error_of(lambda: mine.set_exception(LookupError("too late"))) != ""
+    return [float(refused), -1.0 if error_of(mine.wait) else mine.wait()]
+
+
 FORMS: dict[str, Callable[[Any], list[float]]] = {
     "then": one_then,
     "chain": chained_then,
@@ -329,6 +348,8 @@ FORMS: dict[str, Callable[[Any], list[float]]] = {
     "own result": result_of_own,
     "own exception": exception_of_own,
     "set twice": result_set_twice,
+    "exception twice": exception_set_twice,
+    "exception late": exception_set_late,
 }
 #: What each form shows, whatever becomes of the call.
 SEEN: dict[str, list[float]] = {
@@ -342,6 +363,8 @@ SEEN: dict[str, list[float]] = {
     "own result": [0.0, 2.0, 1.0],
     "own exception": [1.0, 1.0],
     "set twice": [1.0, 1.0],
+    "exception twice": [1.0, 1.0],
+    "exception late": [1.0, 1.0],
 }
 
 
@@ -363,7 +386,9 @@ def gather(
     calls: list[Callable[[Any], Any]] = []
     try:
         for number, target in enumerate(targets):
-            form: dict[str, Any] = {"raises": number == breaks, "seconds": seconds}
+            breaks_now = how == "done" and number == breaks
+            sleeps = 0.0 if breaks_now else seconds
+            form: dict[str, Any] = {"raises": number == breaks, "seconds": sleeps}
             terms = (tensor(left) + number, tensor(right))
             name, kind = f"{call}/{number}", kinds[number % len(kinds)]
             calls.append(caller(kind, world[target], name, terms, form, timeout))
@@ -384,9 +409,29 @@ def gathered(calls: Sequence[Callable[[Any], Any]], how: str) -> list[Any]:
     if how == "threads":
         return from_threads(calls)
     futures: list[Any] = [ask(rpc.rpc_async) for ask in calls]
+    if how == "done":
+        return all_done(futures)
     if how == "wait_all":
         return [value.tolist() for value in torch.futures.wait_all(futures)]
     return [future.wait().tolist() for future in torch.futures.collect_all(futures).wait()]
+
+
+def all_done(futures: Sequence[Any]) -> list[Any]:
+    """The values of futures, if all are done once the future of all of them is; else which are."""
+    error_of(torch.futures.collect_all([*futures]).wait)
+    done = [float(future.done()) for future in futures]
+    failed: list[Exception] = []
+    values: list[Any] = []
+    for future in futures:
+        try:
+            values.append(future.wait().tolist())
+        except Exception as error:
+            failed.append(error)
+    if not all(done):
+        return done
+    if failed:
+        raise failed[0]
+    return values
 
 
 def from_threads(calls: Sequence[Callable[[Any], Any]]) -> list[Any]:
