@@ -16,7 +16,6 @@ from rpcprops.steps.in_rank.constants import (
     REFUSED_KEYWORDS,
     REFUSED_METHODS,
     RETURNS_ITSELF,
-    keywords,
 )
 from rpcprops.steps.in_rank.layers import (
     LAYERS,
