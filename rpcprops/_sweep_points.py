@@ -165,7 +165,7 @@ def refusal(program: Program, plan: FaultPlan, facts: TorchFacts = UNKNOWN) -> s
     try:
         predict(program, plan, facts)
     except UsageError as error:
-        return str(error)
+        return error.why or str(error)
     return ""
 
 
@@ -338,6 +338,7 @@ class PointSweep(Sweep):
             used=seen.outcome.ran_before > 0,
             predicted=trial.is_predicted,
             overdue=sum(map(is_overdue, seen.outcome.messages)),
+            unpredicted=trial.why,
         )
         return record, failure
 
@@ -379,7 +380,7 @@ class PointSweep(Sweep):
             trial = _Trial(self.program, point, seen, in_use)
             if seen.violations or in_use or not trial.lacks_shutdown:
                 return trial
-            why = "where it acts on what a shutdown sends itself, that is not predicted"
+            why = _why_no_shutdown(self.program, point)
         case = Case(self.program, point.plan, kind="unpredicted")
         seen, in_use = self._observe(case, **self._clock(point))
         return _Trial(self.program, point, seen, in_use, why)
@@ -439,6 +440,28 @@ class _Trial:
         """Whether a fault has not acted, and the run ended before its shutdown."""
         is_short = any(one.kind == _NO_SHUTDOWN for one in self.seen.accepted)
         return is_short and self.acted < len(self.point.faults)
+
+
+def _why_no_shutdown(program: Program, point: Point) -> str:
+    """Why nothing is predicted of a shutdown in which a fault acts on a call of its meeting.
+
+    Phase 1 of ``torch/distributed/rpc/api.py``: _all_gather is a call of _gather_to_leader by each
+    follower, phase 2 one of _broadcast_to_followers by the leader. Without a timeout a shutdown
+    gives it 0, which is none, and waits for ``proceed_signal`` without one.
+    """
+    actions = {fault.action for fault in point.faults}
+    if actions == {"duplicate"}:
+        return (
+            "_gather_to_leader and _broadcast_to_followers (api.py) assert that each rank calls "
+            "them once, and whether that error or the value is answered first is a race of two "
+            "threads"
+        )
+    if actions <= {"fail", "lose"} and program.end.timeout is None:
+        return (
+            "without such a call the ranks do not meet in the shutdown, and their waits for that "
+            "have no timeout (api.py: _all_gather), so a rank waits for ever"
+        )
+    return "how a shutdown ends whose own calls are disturbed (api.py: _all_gather) is not modelled"
 
 
 def _good_verdict(trial: _Trial) -> tuple[Verdict, str]:
@@ -513,6 +536,7 @@ def rows(
                 "findings": [] if record is None else list(record.findings),
                 "accepted": [] if record is None else list(record.accepted),
                 "said": "" if record is None else record.broken,
+                "unpredicted": "" if record is None else record.unpredicted,
                 "artefact": "" if record is None else record.artefact,
             }
         )

@@ -822,7 +822,7 @@ def refused(fault: MessageFault, why: str = "") -> UsageError:
         f"out of the plan's others, or run functions of your own under it with rpc_cluster, which "
         f"judges what ranks hold and how they exit."
     )
-    return UsageError(msg)
+    return UsageError(msg, why)
 
 
 def timeout_may_come(step: Leaf, late: float) -> UsageError:

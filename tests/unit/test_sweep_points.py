@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -190,6 +191,8 @@ def test_what_is_not_predicted_is_run_and_says_why(
     row = _of(_rows(tmp_path), "PYTHON_REMOTE_CALL", "duplicate")
     assert (row["verdict"], row["predicted"]) == ("ran", False)
     assert "a fork of an RRef is new" in row["said"]
+    assert row["unpredicted"].startswith("RRefContext::addForkOfOwner asserts that a fork of an")
+    assert "take it out" not in row["unpredicted"]
     kinds = dict(zip(torch.plans, torch.kinds, strict=True))
     unpredicted = [plan for plan, kind in kinds.items() if kind == "unpredicted"]
     assert [plan.others[0].name for plan in unpredicted] == [row["fault"]]
@@ -198,6 +201,8 @@ def test_what_is_not_predicted_is_run_and_says_why(
     said = " ".join(capsys.readouterr().out.split())
     assert f"({NUMBER - 1} run with a prediction, 1 without): " in said
     assert "1 ran" in said
+    reason = "no prediction: duplicate of PYTHON_REMOTE_CALL 0:1:1: RRefContext::addForkOfOwner"
+    assert said.count("no prediction: ") == said.count(reason) == 1
 
 
 def test_a_crash_without_a_prediction_fails_the_sweep(
@@ -272,7 +277,7 @@ def test_a_wait_is_confirmed(
 
 
 def test_a_message_of_a_shutdown_is_tried_in_a_run_that_has_one(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run that is ended before its shutdown did not try it, however well it went."""
     monkeypatch.chdir(tmp_path)
@@ -290,7 +295,11 @@ def test_a_message_of_a_shutdown_is_tried_in_a_run_that_has_one(
     assert _swept(tmp_path)
     row = _of(_rows(tmp_path), "PYTHON_CALL", "lose")
     assert (row["verdict"], row["predicted"]) == ("ran", False)
-    assert "what a shutdown sends itself" in row["said"]
+    assert "so a rank waits for ever" in row["unpredicted"]
+    again = [row for row in _rows(tmp_path) if row["unpredicted"] and "CALL" in row["type"]]
+    assert {row["action"] for row in again if "race of two" in row["unpredicted"]} == {"duplicate"}
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"no prediction: \d points of PYTHON_CALL \(fail 1, lose 1\): without", said)
 
 
 def _overdue(plan: FaultPlan) -> tuple[SentMessage, ...]:
