@@ -28,7 +28,7 @@ from rpcprops.faults import (
     points,
     reversal,
 )
-from rpcprops.oracle import endless_wait, fired_by_type, judge, predict
+from rpcprops.oracle import endless_wait, fired_by_type, judge, meeting, predict
 from rpcprops.outcomes import WIRE, Outcome, SentMessage
 from rpcprops.programs import Program
 from rpcprops.properties import Case, Failure, Observation, observe
@@ -371,18 +371,20 @@ class PointSweep(Sweep):
     def _run(self, point: Point) -> _Trial:
         """Run the program under a point; without a prediction where there is none.
 
-        So is a point whose message is of a shutdown that is not run: where a fault may act on the
-        calls by which ranks meet there, what follows is predicted only up to it.
+        A prediction ends where a fault acts on a call by which the ranks meet in the shutdown. Such
+        a point is run once more, with its shutdown, which is judged by how ranks then wait.
         """
-        why = refusal(self.program, point.plan, self.facts)
-        if not why:
+        why = refused = refusal(self.program, point.plan, self.facts)
+        if not refused:
             seen, in_use = self._observe(Case(self.program, point.plan), **self._clock(point))
             trial = _Trial(self.program, point, seen, in_use)
             if seen.violations or in_use or not trial.lacks_shutdown:
                 return trial
-            why = _why_no_shutdown(self.program, point)
+            why = _why_no_shutdown(point)
         case = Case(self.program, point.plan, kind="unpredicted")
         seen, in_use = self._observe(case, **self._clock(point))
+        if meeting(self.program, point.plan, seen.outcome, self.facts) and not refused:
+            why = ""
         return _Trial(self.program, point, seen, in_use, why)
 
     def _clock(self, point: Point) -> dict[str, float]:
@@ -427,8 +429,9 @@ class _Trial:
 
     @property
     def wait(self) -> str:
-        """For what a rank waits without end, where nothing is predicted; empty if none does."""
-        return "" if self.is_predicted else endless_wait(self.program, self.seen.outcome)
+        """For what a rank waits without end that torch gives no timeout; empty if none does."""
+        is_run = self.seen.case.kind == "unpredicted"
+        return endless_wait(self.program, self.seen.outcome) if is_run else ""
 
     @property
     def acted(self) -> int:
@@ -442,7 +445,7 @@ class _Trial:
         return is_short and self.acted < len(self.point.faults)
 
 
-def _why_no_shutdown(program: Program, point: Point) -> str:
+def _why_no_shutdown(point: Point) -> str:
     """Why nothing is predicted of a shutdown in which a fault acts on a call of its meeting.
 
     Phase 1 of ``torch/distributed/rpc/api.py``: _all_gather is a call of _gather_to_leader by each
@@ -456,10 +459,11 @@ def _why_no_shutdown(program: Program, point: Point) -> str:
             "them once, and whether that error or the value is answered first is a race of two "
             "threads"
         )
-    if actions <= {"fail", "lose"} and program.end.timeout is None:
+    if actions <= {"fail", "lose"}:
         return (
-            "without such a call the ranks do not meet in the shutdown, and their waits for that "
-            "have no timeout (api.py: _all_gather), so a rank waits for ever"
+            "without such a call the ranks do not meet in the shutdown, and a rank waits for ever "
+            "(api.py: _all_gather); which one is predicted only of a usual shutdown of ranks that "
+            "have come to rest, and which no finding keeps"
         )
     return "how a shutdown ends whose own calls are disturbed (api.py: _all_gather) is not modelled"
 
@@ -474,6 +478,8 @@ def _good_verdict(trial: _Trial) -> tuple[Verdict, str]:
     if not trial.is_predicted:
         told = "; ".join(text for text in (trial.wait, late, trial.why) if text)
         return ("waits" if trial.wait else "ran"), told
+    if trial.wait:
+        return "waits", trial.wait
     if trial.seen.accepted:
         return "documented", late
     return ("overdue" if overdue else "holds"), late

@@ -41,7 +41,7 @@ _MEANINGS = {
     "documented": "torch documents what came (docs/faults.md)",
     "overdue": "nothing could pass while the message was held, so it was only late; else as held",
     "ran": "nothing is predicted; no rank died, and no wait was longer than torch's timeouts",
-    "waits": "as ran, but a rank waited for what torch gives no timeout, and was ended",
+    "waits": "a rank waited for what torch gives no timeout, and was ended; else as ran or as held",
     "unmet": "a fault that another one left without its message",
 }
 #: The columns of a terminal in which the map has room; in others it is a list.

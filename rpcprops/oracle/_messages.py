@@ -195,7 +195,7 @@ _WHY_ONCE = {
     ),
 }
 #: Steps after which ranks have another agent, which counts its messages anew.
-_OTHER_AGENTS = frozenset({"rejoin", "member"})
+OTHER_AGENTS = frozenset({"rejoin", "member"})
 #: Steps whose waits depend on when a message comes, in ways that are not predicted under faults of
 #: single messages.
 _TIMED = frozenset({"outlast", "onward", "fail_twice", "unreached"})
@@ -457,7 +457,7 @@ class Disturbances:
         UsageError: the oracle does not predict what the program shows under these faults.
         """
         for leaf in program.leaves if self.faults else ():
-            if leaf.op in _OTHER_AGENTS:
+            if leaf.op in OTHER_AGENTS:
                 raise refused(self.faults[0], f"{leaf!r} ends the agent that counts the messages")
             if leaf.op in _TIMED:
                 raise refused(self.faults[0], f"what {leaf!r} shows depends on when messages come")

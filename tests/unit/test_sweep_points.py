@@ -295,7 +295,7 @@ def test_a_message_of_a_shutdown_is_tried_in_a_run_that_has_one(
     assert _swept(tmp_path)
     row = _of(_rows(tmp_path), "PYTHON_CALL", "lose")
     assert (row["verdict"], row["predicted"]) == ("ran", False)
-    assert "so a rank waits for ever" in row["unpredicted"]
+    assert "a rank waits for ever" in row["unpredicted"]
     again = [row for row in _rows(tmp_path) if row["unpredicted"] and "CALL" in row["type"]]
     assert {row["action"] for row in again if "race of two" in row["unpredicted"]} == {"duplicate"}
     said = " ".join(capsys.readouterr().out.split())
