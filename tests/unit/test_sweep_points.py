@@ -276,6 +276,40 @@ def test_a_wait_is_confirmed(
         assert "not confirmed (not again: yes at rate 100, no at rate 10)" in row["said"]
 
 
+@pytest.mark.parametrize(("again", "verdict"), [("", "ran"), ("RankDied", "undecided")])
+def test_a_wait_that_depends_on_a_race_need_not_show_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, again: str, verdict: str
+) -> None:
+    """Of a call that comes twice in a shutdown either answer is right, if nothing else is wrong."""
+    monkeypatch.chdir(tmp_path)
+    torch = Torch(monkeypatch)
+    hung = PhaseOutcome("shutdown", "hung", detail="worker1 does not shut down")
+    busy = RankOutcome(1, "worker1", counters=Counters(server_calls=1))
+    runs: list[str] = []
+
+    def observe(runner: Any, case: Case, **options: Any) -> Observation:
+        seen = torch.observe(runner, case, **options)
+        (fault,) = case.plan.others
+        if "duplicate:PYTHON_CALL" not in fault.name:
+            return seen
+        if case.kind != "unpredicted":
+            accepted = (Accepted("no-graceful-shutdown"),)
+            return replace(seen, outcome=replace(seen.outcome, messages=RUN), accepted=accepted)
+        runs.append(fault.name)
+        if len(runs) == 1:
+            return replace(seen, outcome=replace(seen.outcome, phases=(hung,), ranks=(busy,)))
+        return replace(seen, violations=(Violation(again, "gone", 1),) if again else ())
+
+    monkeypatch.setattr(tables, "observe", observe)
+    assert _swept(tmp_path) == (not again)
+    row = _of(_rows(tmp_path), "PYTHON_CALL", "duplicate")
+    assert (row["verdict"], row["predicted"]) == (verdict, False)
+    assert len(runs) > 1
+    if not again:
+        assert row["said"].startswith("not in every run (no at rate ")
+        assert "worker1 does not shut down" in row["said"]
+
+
 def test_a_message_of_a_shutdown_is_tried_in_a_run_that_has_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
