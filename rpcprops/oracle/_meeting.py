@@ -113,9 +113,7 @@ def not_as_in_meeting(
                 f"{_how_it_ended(rank)}"
             )
             yield Violation("UngracefulShutdown", message, rank.rank)
-        error = rank.shutdown_error
-        is_injected = error is not None and error_class(error, facts) == "injected"
-        if rank.rank in expected.raising and not is_injected:
+        if rank.rank in expected.raising and not _has_raised(rank, facts):
             message = (
                 f"expected the shutdown of {rank.name} to raise the injected failure, "
                 f"{_how_it_ended(rank)}"
@@ -123,10 +121,21 @@ def not_as_in_meeting(
             yield Violation("UngracefulShutdown", message, rank.rank)
 
 
+def _has_raised(rank: RankOutcome, facts: TorchFacts) -> bool:
+    """Whether the meeting has raised the injected failure at a rank, or it may still do so.
+
+    Before the rank leaves it logs the failure (``api.py``: _wait_all_workers), and torch's
+    formatter imports torch._dynamo for the first record (``torch/_logging/_internal.py``:
+    TorchLogsFormatter.format). That takes seconds on a busy machine, so the rank may have been
+    ended meanwhile, with the ranks that wait.
+    """
+    return rank.killed or error_class(rank.shutdown_error, facts) == "injected"
+
+
 def _how_it_ended(rank: RankOutcome) -> str:
     if rank.shutdown_error is not None:
         return f"and it raised {rank.shutdown_error.first_line()}"
-    return "and it was killed" if rank.killed else f"and it ended with exit code {rank.exit_code}"
+    return f"and it ended with exit code {rank.exit_code}"
 
 
 def _meets_without_timeout(program: Program, plan: FaultPlan, facts: TorchFacts) -> bool:
