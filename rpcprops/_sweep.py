@@ -96,6 +96,7 @@ class Record:
         used: whether its ranks had run other programs before.
         predicted: whether it was compared with a prediction.
         overdue: how many messages were held for as long as the fault allows.
+        unpredicted: why it was not compared with a prediction; empty if it was.
     """
 
     plan: FaultPlan
@@ -111,6 +112,7 @@ class Record:
     used: bool = False
     predicted: bool = True
     overdue: int = 0
+    unpredicted: str = ""
 
 
 def first_of(violations: Sequence[Violation]) -> tuple[str, str]:

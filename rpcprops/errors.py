@@ -25,7 +25,15 @@ class RpcPropsError(Exception):
 
 
 class UsageError(RpcPropsError, ValueError):
-    """The caller asked for something that cannot be; the message names the value and the remedy."""
+    """The caller asked for something that cannot be; the message names the value and the remedy.
+
+    Attributes:
+        why: where nothing is predicted of a program under a plan, the reason alone; else empty.
+    """
+
+    def __init__(self, message: str = "", why: str = "") -> None:
+        super().__init__(message)
+        self.why = why
 
 
 class MachineCannot(RpcPropsError, RuntimeError):

@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     options = Options.read(config)
     session = config.stash[SESSION] = Session(config, options)
-    agents.show_progress_by(session.show_progress)
+    agents.show_progress_by(agents.lines_by(session.say_of_agent))
     if not is_worker(config):
         summary = config.stash[_SUMMARY] = reports.Summary(config, session)
         config.pluginmanager.register(summary, "rpcprops-summary")

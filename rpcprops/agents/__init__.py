@@ -3,7 +3,7 @@
 The description of an agent is data, and imports no torch. Its options are made where torch runs.
 """
 
-from rpcprops.agents._agent import Agent, Progress, show_progress_by
+from rpcprops.agents._agent import Agent, Progress, lines_by, show_progress_by, to_stderr
 from rpcprops.agents._registry import default_name, named, names, register
 from rpcprops.agents.faulty_tensorpipe import FaultyTensorPipe
 from rpcprops.agents.tensorpipe import TensorPipe
@@ -16,8 +16,10 @@ __all__ = [
     "TensorPipe",
     "Wire",
     "default_name",
+    "lines_by",
     "named",
     "names",
     "register",
     "show_progress_by",
+    "to_stderr",
 ]

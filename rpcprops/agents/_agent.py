@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, ClassVar
 
 from rpcprops._frozen import FrozenMap
+from rpcprops._printable import printable
 from rpcprops.errors import MachineCannot, UsageError
 from rpcprops.faults import FaultPlan, FaultTable, MessageAction, MessageFault, MessageType
 from rpcprops.torch_facts import TorchFacts
 
 _INIT_METHOD = "env://"
 
-#: Shows, as long as its block lasts, that work goes on; called with a line that says what is done.
-Progress = Callable[[str], AbstractContextManager[object]]
+#: Shows, as long as its block lasts, that work goes on. It is called with a line that says what is
+#: done, and with what is said, with the seconds, once that is done.
+Progress = Callable[[str, str], AbstractContextManager[object]]
 
 
-def _to_stderr(what: str) -> AbstractContextManager[object]:
-    print(f"rpcprops: {what}; this takes about a minute", file=sys.stderr, flush=True)
-    return contextlib.nullcontext()
+def lines_by(say: Callable[[str], object]) -> Progress:
+    """The progress that says one line at the start and one at the end, unless an error ends it."""
+
+    @contextmanager
+    def shown(what: str, end: str) -> Iterator[None]:
+        began = time.monotonic()
+        say(what)
+        yield
+        say(f"{end}, after {time.monotonic() - began:.0f} s")
+
+    return shown
 
 
-_shows: Progress = _to_stderr
+def to_stderr(line: str) -> None:
+    """Write a line to stderr, as it is where this process writes it."""
+    with suppress(OSError):
+        print(f"rpcprops: {printable(line)}", file=sys.stderr, flush=True)
+
+
+_shows: Progress = lines_by(to_stderr)
 
 
 def show_progress_by(progress: Progress) -> None:
@@ -37,7 +53,7 @@ def show_progress_by(progress: Progress) -> None:
 
 
 def usual_progress() -> Progress:
-    """What :func:`show_progress_by` was given last; a line on stderr unless it was called."""
+    """What :func:`show_progress_by` was given last; lines on stderr unless it was called."""
     return _shows
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from rpcprops.commands.live import live, out, plain
+from rpcprops.commands.live import compiling, out, plain
 from rpcprops.commands.shared import HOLDS
 
 
@@ -24,7 +24,7 @@ def build(
     """
     from rpcprops.agents.wire import build as builder
 
-    path = builder.built(force=force, progress=live)
+    path = builder.built(force=force, progress=compiling)
     out.print(f"[green]built[/green] {plain(path)}")
 
 

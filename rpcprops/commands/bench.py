@@ -11,7 +11,7 @@ from rich.table import Table
 from rpcprops import agents
 from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.commands import stop
-from rpcprops.commands.live import live, out, plain
+from rpcprops.commands.live import compiling, live, out, plain
 from rpcprops.commands.shared import Clock, check_json, running, say_torch, write_json
 
 #: The ratios that stand by themselves in the JSON file, in words.
@@ -83,7 +83,7 @@ def bench(
                     for name, rows in report["growth"].items():
                         out.print(_rows_table(f"growth with {name.replace('_', ' ')}", name, rows))
                 if ledger:
-                    agents.named(WIRE).prepare(live)
+                    agents.named(WIRE).prepare(compiling)
                     report["ledger"] = bench.ledger()
                     for row in report["ledger"]:
                         out.print(_ledger_line(row))

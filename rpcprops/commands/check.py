@@ -14,7 +14,7 @@ from rich.table import Table
 from rpcprops import agents
 from rpcprops._kinds import kind_of
 from rpcprops.commands import stop
-from rpcprops.commands.live import Line, live, out, plain
+from rpcprops.commands.live import Line, compiling, live, out, plain
 from rpcprops.commands.shared import (
     COLOURS,
     HOLDS,
@@ -173,7 +173,7 @@ def _prepare_holding(chosen: list[Property], agent: str | None) -> None:
         return
     # Without it these findings are left to chance, and properties that need it say so.
     with contextlib.suppress(MachineCannot):
-        agents.named(NAME).prepare(live)
+        agents.named(NAME).prepare(compiling)
 
 
 def _list() -> None:

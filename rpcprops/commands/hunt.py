@@ -16,7 +16,7 @@ from rpcprops._files import check_output
 from rpcprops._given import shown
 from rpcprops.cluster.options import parse_clock
 from rpcprops.commands import stop
-from rpcprops.commands.live import live, out, plain
+from rpcprops.commands.live import compiling, live, out, plain
 from rpcprops.commands.shared import (
     HOLDS,
     VIOLATED,
@@ -177,7 +177,7 @@ def hunt(  # noqa: PLR0913 - the options
             name = agents.default_name() if agent is None else agent
             check_reuse(name, reuse=reuse)
             # Built once, and not by each process.
-            agents.named(name).prepare(live)
+            agents.named(name).prepare(compiling)
             _say_known(kept)
             try:
                 ranks = Ranks(clock, agent, reuse is not False)

@@ -22,6 +22,7 @@ from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
+from rpcprops import agents
 from rpcprops._printable import printable
 
 #: Columns of output to a pipe or a file: nothing is cut there, whatever COLUMNS says.
@@ -39,6 +40,9 @@ def _console(stream: TextIO, *, stderr: bool = False) -> Console:
     # Without the height, rich takes 80 columns where TERM=dumb and FORCE_COLOR are both set.
     return Console(stderr=stderr, highlight=False, soft_wrap=True, width=_ALL_OF_IT, height=100)
 
+
+#: The lines that change on the terminal now.
+_redrawn_now: list[Line] = []
 
 out = _console(sys.stdout)
 err = _console(sys.stderr, stderr=True)
@@ -88,9 +92,28 @@ def live(what: str, total: int | None = None, done: int = 0) -> Iterator[Line]:
     """Show that the work in this block goes on; what it prints on `out` comes above the line."""
     line = Line()
     line.begin(what, total, done)
-    console = next((one for one in (out, err) if _can_redraw(one)), None)
+    console = _redrawable()
     with _redrawn(line, console) if console is not None else _repeated(line):
         yield line
+
+
+@contextmanager
+def compiling(what: str, end: str) -> Iterator[None]:
+    """Show that an agent is compiled (:data:`rpcprops.agents.Progress`).
+
+    What is said at the start and at the end are lines on stderr. On a terminal another line changes
+    meanwhile, unless there is one already: rich before 14.1 has no second one.
+    """
+    with agents.lines_by(agents.to_stderr)(what, end):
+        line = Line()
+        line.begin(what.partition(";")[0])
+        console = None if _redrawn_now else _redrawable()
+        with contextlib.nullcontext() if console is None else _redrawn(line, console):
+            yield
+
+
+def _redrawable() -> Console | None:
+    return next((one for one in (out, err) if _can_redraw(one)), None)
 
 
 def _can_redraw(console: Console) -> bool:
@@ -135,7 +158,11 @@ def _redrawn(line: Line, console: Console) -> Iterator[None]:
     columns = (SpinnerColumn(), _Bar(line), _Shown(line))
     with Progress(*columns, console=console, transient=True) as progress:
         progress.add_task("")
-        yield
+        _redrawn_now.append(line)
+        try:
+            yield
+        finally:
+            _redrawn_now.pop()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.cluster import ClusterServer
 from rpcprops.cluster.options import parse_clock
 from rpcprops.commands import stop
-from rpcprops.commands.live import err, live, out, plain
+from rpcprops.commands.live import compiling, err, live, out, plain
 from rpcprops.errors import UsageError
 from rpcprops.outcomes import MAX_CLOCK_RATE
 from rpcprops.runner import Runner
@@ -117,7 +117,7 @@ def running(
     check_reuse(server.agent, reuse=reuse)
     runner = Runner(server)
     try:
-        agents.named(server.agent).prepare(live)
+        agents.named(server.agent).prepare(compiling)
         with live("starting the fork server, which imports torch"):
             server.start()
         if server.network_problem:

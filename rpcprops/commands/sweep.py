@@ -111,8 +111,8 @@ def sweep(  # noqa: PLR0913 - one argument for each option
 
     Its map says for each message and each fault: held (all that is predicted came), the name of a
     known finding, documented (torch documents what came), overdue (held, but nothing could pass
-    meanwhile), ran (nothing is predicted, and torch's own promises were kept), waits (as ran, but a
-    rank waited for what has no timeout), violated, undecided, or not tried.
+    meanwhile), ran (nothing is predicted, and torch's own promises were kept), waits (a rank
+    waited for what has no timeout), violated, undecided, or not tried.
     """
     from rpcprops._sweep import State, Sweep, cells, find_program
     from rpcprops.report.in_flight import watched

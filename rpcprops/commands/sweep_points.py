@@ -41,7 +41,7 @@ _MEANINGS = {
     "documented": "torch documents what came (docs/faults.md)",
     "overdue": "nothing could pass while the message was held, so it was only late; else as held",
     "ran": "nothing is predicted; no rank died, and no wait was longer than torch's timeouts",
-    "waits": "as ran, but a rank waited for what torch gives no timeout, and was ended",
+    "waits": "a rank waited for what torch gives no timeout, and was ended; else as ran or as held",
     "unmet": "a fault that another one left without its message",
 }
 #: The columns of a terminal in which the map has room; in others it is a list.
@@ -221,6 +221,31 @@ def _waiting(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def _unpredicted(rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each reason why points have no prediction, with the points or their number.
+
+    The reason that most points have comes first.
+    """
+    by_reason: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["unpredicted"]:
+            by_reason.setdefault(row["unpredicted"], []).append(row)
+    lines: list[str] = []
+    for why, found in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+        counts = Counter(row["action"] for row in found)
+        said = ", ".join(f"{action} {counts[action]}" for action in _ACTIONS if counts[action])
+        kinds = " and ".join(dict.fromkeys(row["type"] for row in found))
+        first = found[0]
+        which = f"{first['sender']}:{first['receiver']}:{first['number']}"
+        where = (
+            f"{first['action']} of {first['type']} {which}"
+            if len(found) == 1
+            else f"{len(found)} points of {kinds} ({said})"
+        )
+        lines.append(f"no prediction: {where}: {why}")
+    return lines
+
+
 def _cell(row: dict[str, Any]) -> str:
     """What a row of the map says: its findings or its verdict, and whether a hold ran out."""
     text = ", ".join(row["findings"]) or _WORDS.get(row["verdict"], row["verdict"])
@@ -258,6 +283,8 @@ def _show(report: dict[str, Any]) -> None:
         out.print(f"[bold red]{plain(line)}[/bold red]")
     for line in _waiting(report["points"]):
         out.print(f"[magenta]{plain(line)}[/magenta]")
+    for line in _unpredicted(report["points"]):
+        out.print(f"[dim]{plain(line)}[/dim]")
     for pair in report["pairs"]:
         # Those that were not tried are counted: a sweep may end long before them.
         if pair["verdict"] not in (*_GOOD, "not tried"):

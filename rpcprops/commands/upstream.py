@@ -15,7 +15,7 @@ import typer
 from rpcprops import _guard, agents
 from rpcprops._files import check_output
 from rpcprops.cluster.options import parse_clock
-from rpcprops.commands.live import Line, err, live, out, plain
+from rpcprops.commands.live import Line, compiling, err, live, out, plain
 from rpcprops.commands.shared import (
     CANNOT,
     HOLDS,
@@ -104,7 +104,7 @@ def upstream(  # noqa: PLR0913 - one argument for each option
         check_injects(agent, "--faults sampled asks for some")
     if agent is not None:
         # Before there are several processes.
-        agents.named(agent).prepare(live)
+        agents.named(agent).prepare(compiling)
     command = ["--rpc-upstream", f"--rpc-clock={clock}", f"--rpc-upstream-faults={faults}"]
     command += [f"--rpc-upstream-examples={examples}", "-p", "no:cacheprovider", "-ra"]
     # pytest loads the plugin, which this process has imported already.

@@ -5,6 +5,7 @@ from rpcprops.oracle._chosen import chosen, predict_for, predict_in
 from rpcprops.oracle._documented import DOCUMENTED, Accepted, Documented, accepted, accepted_json
 from rpcprops.oracle._findings import are_kept, seconds_in_vain, set_apart
 from rpcprops.oracle._judge import judge
+from rpcprops.oracle._meeting import meeting
 from rpcprops.oracle._messages import lost_seconds
 from rpcprops.oracle._predict import predict
 from rpcprops.oracle._unpredicted import endless_wait, judge_unpredicted
@@ -39,6 +40,7 @@ __all__ = [
     "judge",
     "judge_unpredicted",
     "lost_seconds",
+    "meeting",
     "predict",
     "predict_for",
     "predict_in",

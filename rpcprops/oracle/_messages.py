@@ -72,9 +72,11 @@ part of the pass has ended, or at once if it was in the pass before (``dist_engi
 ``DistEngine::executeSendFunctionAsync``). A gradient that gets no answer ends the pass at its
 sender with the timeout (``context.cpp``: ``DistAutogradContext::addOutstandingRpc``), and so does
 each wait for that sender. The caller has waited longest, so its timeout comes first
-(``dist_engine.cpp``: ``DistEngine::execute`` waits for all of its gradients). This is predicted
-where no rank is in the pass twice: else a rank may wait for ever (the finding
-failed-backward-revisits-rank). A gradient that fails ends the pass in the same way, at once.
+(``dist_engine.cpp``: ``DistEngine::execute`` waits for all of its gradients). A gradient that fails
+ends the pass in the same way, at once. Each gradient of such a pass depends on the one before it.
+So that is also true where a rank is in the pass twice, for it answers its first gradient only when
+its whole part has ended. But a rank that has been told too early that all was well may wait for
+ever (the finding failed-backward-revisits-rank).
 
 *A request that comes twice* is executed twice. torch calls the four retried types idempotent
 (docs/source/rpc/rref.md, Assumptions; ``rref_context.cpp``: ``delForkOfOwner``, ``delPendingChild``
@@ -193,7 +195,7 @@ _WHY_ONCE = {
     ),
 }
 #: Steps after which ranks have another agent, which counts its messages anew.
-_OTHER_AGENTS = frozenset({"rejoin", "member"})
+OTHER_AGENTS = frozenset({"rejoin", "member"})
 #: Steps whose waits depend on when a message comes, in ways that are not predicted under faults of
 #: single messages.
 _TIMED = frozenset({"outlast", "onward", "fail_twice", "unreached"})
@@ -455,7 +457,7 @@ class Disturbances:
         UsageError: the oracle does not predict what the program shows under these faults.
         """
         for leaf in program.leaves if self.faults else ():
-            if leaf.op in _OTHER_AGENTS:
+            if leaf.op in OTHER_AGENTS:
                 raise refused(self.faults[0], f"{leaf!r} ends the agent that counts the messages")
             if leaf.op in _TIMED:
                 raise refused(self.faults[0], f"what {leaf!r} shows depends on when messages come")
@@ -805,11 +807,18 @@ class Disturbances:
             UsageError: it is not.
         """
         acting = [f for f in self.faults if _BACKWARD & set(f.may_be) and f not in self.late]
-        is_other = any(getattr(step, name, None) is not None for name in ("breaks", "root"))
-        if acting and (len({*ranks}) < len(ranks) or is_other):
+        if acting and any(getattr(step, name, None) is not None for name in ("breaks", "root")):
             why = (
-                f"the backward pass of {step!r} comes by a rank twice, or raises, or has a root, "
-                f"and another rank may wait for ever: see failed-backward-revisits-rank"
+                f"the backward pass of {step!r} raises, or has a root, and another rank may wait "
+                f"for ever: see failed-backward-revisits-rank"
+            )
+            raise refused(acting[0], why)
+        is_one = len(acting) == 1 and acting[0].which == "nth" and acting[0] not in self.beyond
+        if acting and len({*ranks}) < len(ranks) and not is_one:
+            why = (
+                f"the backward pass of {step!r} comes by a rank twice, which answers before the "
+                f"pass has ended there (DistEngine::executeSendFunctionAsync), and how that goes "
+                f"on where more than one message is lost is not modelled"
             )
             raise refused(acting[0], why)
 
@@ -822,7 +831,7 @@ def refused(fault: MessageFault, why: str = "") -> UsageError:
         f"out of the plan's others, or run functions of your own under it with rpc_cluster, which "
         f"judges what ranks hold and how they exit."
     )
-    return UsageError(msg)
+    return UsageError(msg, why)
 
 
 def timeout_may_come(step: Leaf, late: float) -> UsageError:

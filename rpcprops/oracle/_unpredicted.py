@@ -6,6 +6,8 @@
   ``DEFAULT_RPC_TIMEOUT_SEC``). Some other waits have none: see :func:`endless_wait`.
 * A step that ends gives a value of its type, or raises an error of torch's.
 * A fault acts on the messages that it is for, by the record, and on no others.
+* Where a call is lost, or fails, by which the ranks meet in a shutdown, each rank waits, or raises,
+  as its source says (:mod:`rpcprops.oracle._meeting`).
 * No rank does or keeps more than the messages of the record can have caused
   (:mod:`rpcprops.oracle._bounds`).
 
@@ -20,6 +22,7 @@ from collections.abc import Iterator
 from rpcprops.faults import FaultPlan, MessageFault, WireMessageType, acted_on
 from rpcprops.oracle._bounds import exceeded
 from rpcprops.oracle._judge import judge
+from rpcprops.oracle._meeting import gathers, not_as_in_meeting
 from rpcprops.oracle.errors import error_class
 from rpcprops.outcomes import (
     Outcome,
@@ -32,9 +35,6 @@ from rpcprops.outcomes import (
 from rpcprops.programs import Program
 from rpcprops.torch_facts import TorchFacts, facts_of
 
-#: The calls by which the ranks meet in a shutdown (``torch/distributed/rpc/api.py``:
-#: ``_all_gather``).
-_GATHERING = (WireMessageType.PYTHON_CALL, WireMessageType.PYTHON_RET)
 _CREATIONS = (WireMessageType.SCRIPT_REMOTE_CALL, WireMessageType.PYTHON_REMOTE_CALL)
 _AUTOGRAD = (
     WireMessageType.FORWARD_AUTOGRAD_REQ,
@@ -56,6 +56,7 @@ def judge_unpredicted(program: Program, plan: FaultPlan, outcome: Outcome) -> tu
         # What steps raise after that follows from it.
         return tuple(ends)
     bounds = exceeded(program, outcome, facts)
+    ends += not_as_in_meeting(program, plan, outcome, facts)
     return (*ends, *_steps(program, outcome, facts), *_faults(plan, outcome), *bounds)
 
 
@@ -86,7 +87,7 @@ def endless_wait(program: Program, outcome: Outcome) -> str:
     why = ""
     if program.rpc_timeout is None and any(sent.done == "lose" for sent in stopped):
         why = "what was lost has no timeout in this program"
-    elif hung.name == "shutdown" and any(_gathers(sent, outcome) for sent in stopped):
+    elif hung.name == "shutdown" and any(gathers(sent, outcome) for sent in stopped):
         why = "the calls by which ranks meet in a shutdown have no timeout (api.py: _all_gather)"
     elif hung.name == "shutdown" and serving:
         why = (
@@ -125,16 +126,6 @@ def _serves(rank: RankOutcome) -> bool:
     """Whether a rank served a call when it was last looked at, which was before its shutdown."""
     held = rank.counters
     return held is not None and bool(held.server_calls or held.server_async_calls)
-
-
-def _gathers(sent: SentMessage, outcome: Outcome) -> bool:
-    """Whether a message is of the meeting of a shutdown: the last of its ranks and its type."""
-    alike = [
-        one
-        for one in outcome.messages
-        if (one.type, one.sender, one.receiver) == (sent.type, sent.sender, sent.receiver)
-    ]
-    return sent.type in _GATHERING and alike[-1] == sent
 
 
 def _counts(violation: Violation, outcome: Outcome, facts: TorchFacts) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
+from rpcprops import agents
 from rpcprops import runner as runners
 from rpcprops._orphan import leave_with_parent
 from rpcprops._printable import printable
@@ -37,6 +37,7 @@ class Session:
     def __init__(self, config: pytest.Config, options: Options) -> None:
         self.options = options
         self._plugins = config.pluginmanager
+        self._writer = config.get_terminal_writer
         self._is_worker = is_worker(config)
         self.server = ClusterServer(
             clock=options.clock, network=options.network, agent=options.agent
@@ -74,22 +75,22 @@ class Session:
         # As pytest's own live log does it.
         with capture.global_and_fixture_disabled() if capture else nullcontext():
             reporter.ensure_newline()
+            if self._writer().width_of_current_line:  # With -q, where no line begins with a file.
+                self._writer().line()
             reporter.write_line(f"rpcprops: {printable(line)}")
 
-    def show_progress(self, what: str) -> AbstractContextManager[object]:
+    def say_of_agent(self, line: str) -> None:
         """Say that the agent of a test is compiled, so that nobody takes the run for a hung one.
 
         The controller of an xdist worker has begun the test report, so a worker writes to stderr,
         which is that of the controller.
         """
-        line = f"{what}; this takes about a minute"
-        if not self._is_worker:
+        if not self._is_worker and self._plugins.has_plugin("terminalreporter"):
             self.say(line)
-            return nullcontext()
+            return
         capture = self._plugins.get_plugin("capturemanager")
         with capture.global_and_fixture_disabled() if capture else nullcontext():
-            print(f"rpcprops: {printable(line)}", file=sys.stderr, flush=True)
-        return nullcontext()
+            agents.to_stderr(line)
 
     def started(self) -> ClusterServer:
         """The server, once it has started."""

@@ -247,16 +247,9 @@ class Context(Step):
             model.drop(handle)
         if self._is_rooted_there:
             self._ask_owner(model, call)
-        if self.breaks is not None and self._revisits:
-            model.findings.meets("failed-backward-revisits-rank")
-            # The call that is never answered keeps its rank from leaving (tensorpipe_agent.cpp:
-            # TensorPipeAgent::join waits for clientActiveCalls_).
-            model.findings.meets_at_shutdown("failed-backward-revisits-rank")
-            # A rank that is never answered has given the context up when its gradient fails: by
-            # the timeout, or by its own shutdown.
-            for rank in {*self._ranks}:
-                model.findings.frees_context(rank, keeps=False)
         broke = self._passes_back(model)
+        if self._revisits and (self.breaks is not None or broke):
+            self._answers_before_use(model)
         model.release(self.name, self.at, self._acquaintances())
         return model.shows(self._computed() if not broke else self._broken(broke))
 
@@ -416,9 +409,6 @@ class Context(Step):
             return ""
         model.disturbed.check_backward(self, self._ranks)
         if self.breaks is not None and self._revisits:
-            # What ranks send there once one has raised is the finding's.
-            model.in_contexts.perhaps_gradients(self.gradients)
-            model.answers.perhaps_errors(self.gradients, WireMessageType.BACKWARD_AUTOGRAD_REQ)
             return ""
         self._fail_gradients(model)
         for pairs in self.passes:
@@ -440,6 +430,22 @@ class Context(Step):
             if is_told:
                 return is_told
         return ""
+
+    def _answers_before_use(self, model: Model) -> None:
+        """A pass fails that comes by a rank twice, which has answered some gradient before."""
+        finding = "failed-backward-revisits-rank"
+        message = WireMessageType.BACKWARD_AUTOGRAD_REQ
+        model.findings.meets(finding)
+        # The call that is never answered keeps its rank from leaving (tensorpipe_agent.cpp:
+        # TensorPipeAgent::join waits for clientActiveCalls_).
+        model.findings.meets_at_shutdown(finding)
+        # A rank that is never answered has given the context up when its gradient fails: by the
+        # timeout, or by its own shutdown.
+        for rank in {*self._ranks}:
+            model.findings.frees_context(rank, keeps=False)
+        # What ranks send once one has raised is the finding's.
+        model.in_contexts.perhaps_gradients(self.gradients)
+        model.answers.perhaps_errors(self.gradients, message)
 
     def _fail_gradients(self, model: Model) -> None:
         """Note which gradients are answered by an error: the one whose rank raises in the pass.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from rpcprops.pytest_plugin import ClusterFactory
 #: Real seconds, far above what a process takes that compiles nothing; and one that does.
 SECONDS, COMPILER_SECONDS = 60, 500
 ASK = "from rpcprops.agents.wire import build; print(build.built())"
+PREPARE = "from rpcprops import agents; agents.named('wire').prepare()"
 #: What is said where the compiler cannot do it.
 REMEDY = "Install a g++ that knows C++20 (11 or newer) and name it by CXX, or use another agent."
 
@@ -79,17 +82,94 @@ def use(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
 
 def ask(count: int, seconds: int) -> list[str]:
     """What so many processes print that ask for the library at the same time."""
+    return [said for said, _ in ask_by([sys.executable, "-c", ASK], count, seconds)]
+
+
+def ask_by(command: list[str], count: int, seconds: int) -> list[tuple[str, str]]:
+    """What so many processes write to stdout and to stderr, each of which must end well."""
     started = [
-        subprocess.Popen([sys.executable, "-c", ASK], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(count)
     ]
     try:
-        said = [process.communicate(timeout=seconds)[0].strip() for process in started]
+        said = [process.communicate(timeout=seconds) for process in started]
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0] * count
-    return said
+    assert [process.returncode for process in started] == [0] * count, said
+    return [(written.strip(), errors) for written, errors in said]
+
+
+def wait_for(path: Path) -> None:
+    """Wait until a file is there."""
+    end = time.monotonic() + SECONDS
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def told(version: str, folder: Path, does: str, waits: str = "") -> str:
+    """What stderr has of a build, as a pattern; its end says how long it took."""
+    first = f"rpcprops: {does} for torch {version}{waits}; this takes about a minute, once, "
+    where = re.escape(f"{first}and is kept in {folder}\n")
+    return where + r"rpcprops: the agent WIRE is compiled, after \d+ s\n"
+
+
+def told_of_build() -> tuple[str, str]:
+    """The patterns of what a process says that compiles, and of one that waits."""
+    version, folder = build.installed_torch().version, build.library_path().parent
+    return (
+        told(version, folder, "compiling the agent WIRE"),
+        told(
+            version,
+            folder,
+            "another process compiles the agent WIRE",
+            ", and this one waits for it",
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (sys.executable, "-c", PREPARE),
+        (sys.executable, "-m", "rpcprops", "agent", "build"),
+    ],
+    ids=["script", "command"],
+)
+def test_each_process_says_once_that_it_compiles_or_waits(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    """One line at the start and one at the end, on stderr; and none where nothing is to be done."""
+    use(monkeypatch, tmp_path, SLOW.replace("0.7", "4"))
+    compiles, waits = told_of_build()
+    said = sorted(errors for _, errors in ask_by([*command], 2, SECONDS))
+    assert re.fullmatch(waits, said[0]), said
+    assert re.fullmatch(compiles, said[1]), said
+    ((written, errors),) = ask_by([*command], 1, SECONDS)
+    assert not errors
+    assert "compiling" not in written
+    assert cache.is_dir()
+
+
+def test_a_process_goes_on_where_the_one_was_killed_for_which_it_waits(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says once that it waits, compiles then, and says at the end how long both took."""
+    use(monkeypatch, tmp_path, SLOW.replace("0.7", "60"))
+    command = [sys.executable, "-c", PREPARE]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert first.stderr is not None
+    assert "compiling the agent WIRE" in first.stderr.readline()
+    wait_for(tmp_path / "runs")
+    use(monkeypatch, tmp_path, SLOW)
+    other = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert other.stderr is not None
+    line = other.stderr.readline()
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate(timeout=SECONDS)
+    line += other.communicate(timeout=SECONDS)[1]
+    assert re.fullmatch(told_of_build()[1], line), line
+    assert cache.is_dir()
 
 
 def test_doctor_says_whether_it_is_built(

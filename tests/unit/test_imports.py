@@ -25,7 +25,10 @@ PACKAGE = Path(rpcprops.__file__).parent
 TESTS = Path(__file__).parents[1]
 
 #: The data: it stands on nothing else of ours.
-DATA = ("errors", "_given", "_frozen", "faults", "steps", "programs", "outcomes", "_json")
+DATA = (
+    *("errors", "_given", "_frozen", "_printable", "_json"),
+    *("faults", "steps", "programs", "outcomes"),
+)
 #: Who may import torch: what runs in ranks (our own, and those that the benchmarks compare with),
 #: the server that forks them, and the fixture.
 WITH_TORCH = (

@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, FaultTable, MessageFault, MessageType, NthMessage
+from rpcprops.faults import (
+    FaultPlan,
+    FaultTable,
+    MessageAction,
+    MessageFault,
+    MessageType,
+    NthMessage,
+)
 from rpcprops.oracle import Prediction, lost_seconds, predict
 from rpcprops.oracle._findings import explanations
 from rpcprops.outcomes import Counters, Violation
@@ -594,9 +601,14 @@ REFUSED: tuple[tuple[Program, MessageFault, str], ...] = (
     (PROGRAM, MessageFault(0, "lose"), "acts on all types"),
     (PROGRAM, MessageFault(0, "lose", "BACKWARD_AUTOGRAD_REQ"), "name their receiver"),
     (
-        Program(2, (Context(0, "x", (1, 0, 1)),), rpc_timeout=65.0),
+        Program(3, (Context(0, "x", (1, 2, 1), nested=True, breaks=2),), rpc_timeout=65.0),
         MessageFault(0, "lose", "BACKWARD_AUTOGRAD_REQ", to=1),
-        "comes by a rank twice",
+        "raises, or has a root",
+    ),
+    (
+        Program(2, (Context(0, "x", (1, 1)),), rpc_timeout=65.0),
+        MessageFault(0, "lose", "BACKWARD_AUTOGRAD_REQ", to=1, which="first", n=2),
+        "comes by a rank twice, which answers before the pass has ended there",
     ),
     (PROGRAM, MessageFault(0, "fail", "BACKWARD_AUTOGRAD_REQ"), "name their receiver"),
     (PROGRAM, MessageFault(0, "duplicate", "BACKWARD_AUTOGRAD_REQ", to=2), "gradient function"),
@@ -724,6 +736,37 @@ REFUSED: tuple[tuple[Program, MessageFault, str], ...] = (
         "a shutdown waits for 100 s",
     ),
 )
+
+
+@pytest.mark.parametrize(
+    ("action", "sender", "to", "number", "error"),
+    [
+        ("lose", 0, 1, 1, "timeout"),
+        ("lose", 0, 1, 2, "timeout"),
+        ("lose", 2, 1, 1, "timeout"),
+        ("fail", 0, 1, 2, "injected"),
+        ("fail", 1, 2, 1, "injected"),
+        ("fail", 1, 0, 1, "injected"),
+    ],
+)
+def test_a_pass_that_comes_by_a_rank_twice_ends_with_its_error(
+    action: MessageAction, sender: int, to: int, number: int, error: str
+) -> None:
+    """Each gradient depends on the one before, so `backward` gets the timeout, or the failure.
+
+    A rank that has answered its second gradient before that, or waits for it, may wait for ever.
+    """
+    program = Program(3, (Context(0, "x", (1, 2, 1)),), rpc_timeout=65.0)
+    fault = MessageFault(sender, action, "BACKWARD_AUTOGRAD_REQ", to=to, n=number)
+    if (sender, to) in {(1, 2), (2, 1)}:
+        program = Program(3, (Context(0, "x", (1, 2, 1), nested=True),), rpc_timeout=65.0)
+    said = under(fault, program=program)
+    assert said.steps[0].value["broke"] == error
+    assert "failed-backward-revisits-rank" in said.known_bugs
+    assert "failed-backward-revisits-rank" not in predict(program, FaultPlan()).known_bugs
+    if action == "lose":
+        answer = MessageFault(to, "lose", "BACKWARD_AUTOGRAD_RESP", to=sender, n=number)
+        assert under(answer, program=program).steps == said.steps
 
 
 @pytest.mark.parametrize(("program", "fault", "why"), REFUSED)

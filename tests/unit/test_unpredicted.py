@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from rpcprops.faults import FaultPlan, MessageFault
-from rpcprops.oracle import endless_wait, judge_unpredicted
+from rpcprops.oracle import endless_wait, judge_unpredicted, meeting
+from rpcprops.oracle._meeting import Meeting
 from rpcprops.outcomes import (
     Counters,
     Outcome,
@@ -18,7 +19,8 @@ from rpcprops.outcomes import (
     SentMessage,
     StepOutcome,
 )
-from rpcprops.programs import Context, Drop, Program, Remote
+from rpcprops.programs import Call, Context, Drop, End, Program, Remote
+from rpcprops.torch_facts import facts_of
 
 PROGRAM = Program(2, (Context(0, "c", (1,)), Remote(0, 1, "a"), Drop(0, "a")), rpc_timeout=70.0)
 FAULT = MessageFault(0, "lose", "PYTHON_REMOTE_CALL", to=1)
@@ -192,3 +194,92 @@ def test_other_waits_are_hangs(phase: Any, outcome: Outcome) -> None:
 def test_no_wait_without_a_hang() -> None:
     """A run that came to its end has nothing to explain."""
     assert endless_wait(PROGRAM, WELL) == ""
+
+
+MEETS = Program(3, (Call(0, 1),), rpc_timeout=70.0)
+
+
+def _meeting(done: str, sender: int, receiver: int, *, answer: bool = False) -> Outcome:
+    """A run whose meeting is disturbed, in which all ranks wait until they are killed."""
+    asks, asked = (receiver, sender) if answer else (sender, receiver)
+    call = SentMessage(
+        9.0, asks, asked, 9, "PYTHON_CALL", is_request=True, first_id=9, marks=("leaving",)
+    )
+    if answer:
+        ret = SentMessage(9.5, sender, receiver, 9, "PYTHON_RET", is_request=False, first_id=9)
+        messages = [call, replace(ret, fault=0, done="lose")]
+    else:
+        messages = [replace(call, fault=0, done=cast("Any", done))]
+    hung = PhaseOutcome("shutdown", "hung", detail="worker0 does not shut down")
+    ranks = tuple(RankOutcome(n, f"worker{n}", killed=True) for n in range(3))
+    return Outcome(
+        3,
+        torch_version="2.13.0",
+        phases=(PhaseOutcome("start"), PhaseOutcome("run"), hung),
+        ranks=ranks,
+        steps=(StepOutcome(0, value=2),),
+        messages=tuple(messages),
+    )
+
+
+@pytest.mark.parametrize(
+    ("done", "sender", "receiver", "answer", "waiting", "raising"),
+    [
+        ("fail", 1, 0, False, {0, 2}, {1}),
+        ("lose", 1, 0, False, {0, 1, 2}, set()),
+        ("lose", 0, 1, True, {1}, set()),
+        ("fail", 0, 2, False, {2}, {0}),
+        ("lose", 0, 2, False, {0, 2}, set()),
+        ("lose", 2, 0, True, {0}, set()),
+    ],
+)
+def test_ranks_that_do_not_meet_wait_as_their_source_says(
+    done: str, sender: int, receiver: int, answer: bool, waiting: set[int], raising: set[int]
+) -> None:
+    """Each rank that must wait for ever, or raise, and leaves, is a violation; others may leave."""
+    message = "PYTHON_RET" if answer else "PYTHON_CALL"
+    fault = MessageFault(sender, cast("Any", done), message, to=receiver)
+    plan = FaultPlan(others=(fault,))
+    seen = _meeting(done, sender, receiver, answer=answer)
+    injected = RaisedError("RuntimeError", "RPCErr:2:Send attempt failed intentionally for ")
+    ends = {"killed": False, "exit_code": 72, "shutdown_error": injected}
+    right = tuple(
+        replace(rank, **cast("Any", ends)) if rank.rank in raising else rank for rank in seen.ranks
+    )
+    seen = replace(seen, ranks=right)
+    facts = facts_of("2.13.0")
+    assert meeting(MEETS, plan, seen, facts) == Meeting(frozenset(waiting), frozenset(raising))
+    assert not [v for v in judge_unpredicted(MEETS, plan, seen) if v.promise != "FaultsDiffer"]
+    # Where a rank is ended while it still logs the failure that it raises, nobody can tell.
+    slow = [replace(one, killed=True, exit_code=None, shutdown_error=None) for one in right]
+    found = judge_unpredicted(MEETS, plan, replace(seen, ranks=tuple(slow)))
+    assert not [v for v in found if v.promise != "FaultsDiffer"]
+    for rank in range(3):
+        left = {"killed": False, "exit_code": 0}
+        wrong = [
+            replace(one, **cast("Any", left), shutdown_error=None) if one.rank == rank else one
+            for one in right
+        ]
+        found = judge_unpredicted(MEETS, plan, replace(seen, ranks=tuple(wrong)))
+        promises = [(v.promise, v.rank) for v in found if v.promise != "FaultsDiffer"]
+        expected = [("UngracefulShutdown", rank)] if rank in waiting | raising else []
+        assert promises == expected, found
+
+
+def test_other_meetings_are_not_predicted() -> None:
+    """With another fault, a timeout, no rest before it, or where a bug may keep ranks as well."""
+    seen = _meeting("lose", 1, 0)
+    fault = MessageFault(1, "lose", "PYTHON_CALL", to=0)
+    facts, plan = facts_of("2.13.0"), FaultPlan(others=(fault,))
+    assert meeting(MEETS, plan, seen, facts)
+    two = FaultPlan(others=(fault, MessageFault(2, "lose", "PYTHON_CALL", to=0)))
+    assert meeting(MEETS, two, seen, facts) is None
+    for program in (
+        replace(MEETS, settles=False),
+        replace(MEETS, end=End("timeout")),
+        replace(MEETS, end=End("at once")),
+    ):
+        assert meeting(program, plan, seen, facts) is None
+    calm = replace(seen, messages=(replace(seen.messages[0], marks=()),))
+    assert meeting(MEETS, plan, calm, facts) is None
+    assert meeting(MEETS, plan, replace(seen, phases=seen.phases[:2]), facts) is None

@@ -18,10 +18,11 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from rpcprops.agents._agent import Progress
 from rpcprops.errors import MachineCannot
@@ -53,6 +54,8 @@ _COMPILER_SECONDS = 1200.0
 _SHOWN_LINES = 12
 #: How the names of folders begin in which the compiler writes.
 _TEMPORARY = "compiling-"
+#: Real seconds of a wait for another process that nobody is told of, and between two looks.
+_SILENT_SECONDS, _LOOK_SECONDS = 1.0, 0.02
 
 
 @dataclass(frozen=True)
@@ -213,7 +216,7 @@ def command(target: Path) -> list[str]:
     ]
 
 
-def _silent(_: str) -> AbstractContextManager[object]:
+def _silent(*_: str) -> AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
@@ -224,7 +227,7 @@ def built(*, force: bool = False, progress: Progress = _silent) -> Path:
 
     Args:
         force: compile it even if it is there.
-        progress: called with a line that says what is done, if anything has to be.
+        progress: called once if this process compiles, or waits for longer than a second.
 
     Raises:
         MachineCannot: it cannot be compiled, or the cache folder cannot be written.
@@ -235,12 +238,8 @@ def built(*, force: bool = False, progress: Progress = _silent) -> Path:
     command(path)  # Without a compiler there is nothing to wait for.
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            progress(f"compiling the agent WIRE for torch {installed_torch().version}, once"),
-            _locked(path.with_suffix(".lock")),
-        ):
-            if force or not path.is_file():
-                _compile(path)
+        with path.with_suffix(".lock").open("w") as lock:
+            _build(path, lock, force=force, progress=progress)
     except OSError as error:
         msg = (
             f"the agent WIRE cannot be kept in {path.parent}: {error.strerror or error}. Name "
@@ -250,11 +249,37 @@ def built(*, force: bool = False, progress: Progress = _silent) -> Path:
     return path
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _build(path: Path, lock: TextIO, *, force: bool, progress: Progress) -> None:
+    """Compile the library, or wait for the process that does."""
+    is_ours = _locks(lock, _SILENT_SECONDS)
+    if is_ours and path.is_file() and not force:
+        return
+    does = "compiling the agent WIRE" if is_ours else "another process compiles the agent WIRE"
+    waits = "" if is_ours else ", and this one waits for it"
+    what = (
+        f"{does} for torch {installed_torch().version}{waits}; this takes about a minute, once, "
+        f"and is kept in {path.parent}"
+    )
+    with progress(what, "the agent WIRE is compiled"):
+        if not is_ours:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        # The other process may have been killed, or its compiler has failed.
+        if force or not path.is_file():
+            _compile(path)
+
+
+def _locks(file: TextIO, seconds: float) -> bool:
+    """Take the lock, unless another process holds it for longer than that (real time)."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(_LOOK_SECONDS)
+        else:
+            return True
 
 
 def _compile(path: Path) -> None:
