@@ -29,6 +29,8 @@ _STEPS_OF_NONE = 4
 #: Virtual seconds: a drawn timeout that is to end nothing is longer.
 _ENDS_NOTHING = 600.0
 _RANKS = ("to", "via", "then")
+#: Fields that list ranks.
+_LISTS = frozenset({"owners", "path", "targets", "first"})
 #: Fields whose values are names, or text of any kind.
 _FREE = frozenset({"at", "handle", "right", "future", "context", "text", *_RANKS})
 
@@ -98,6 +100,34 @@ def _options(leaf: Leaf) -> Iterator[Hashable]:
             yield leaf.op, name
         elif isinstance(value, str | int):
             yield leaf.op, name, value
+        elif isinstance(value, tuple):
+            yield from ((leaf.op, name, one) for one in _listed(leaf, name, value))
+
+
+def _listed(leaf: Leaf, name: str, values: tuple[Any, ...]) -> Iterator[Hashable]:
+    """What a list in a field names, or what its ranks have in common, each once.
+
+    Where it holds nothing but numbers, that there is one; of tensors, nothing.
+    """
+    if name in _LISTS:
+        yield "several" if len(values) > 1 else "one"
+        if len({*values}) < len(values):
+            yield "twice"
+        if leaf.at in values:
+            yield "itself"
+    elif texts := dict.fromkeys(_texts_in(values)):
+        yield from texts
+    elif not isinstance(values[0], float):
+        yield "some"
+
+
+def _texts_in(values: tuple[Any, ...]) -> Iterator[str]:
+    """The texts in a tuple, and in the tuples in it."""
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, tuple):
+            yield from _texts_in(value)
 
 
 def _kinds_of(fault: Fault) -> Iterator[Hashable]:
