@@ -26,6 +26,11 @@ CANDIDATES = 8
 _COMPARED = 40
 #: By how many steps a program takes longer than its own: the time of a program without any.
 _STEPS_OF_NONE = 4
+#: What a pair of steps at one RRef counts, compared with another trait. A step with many options
+#: has far more pairs of them than an RRef has steps.
+_AT_ONE_RREF = 3.0
+#: The first part of such a trait.
+_RREF = "RRef"
 #: Virtual seconds: a drawn timeout that is to end nothing is longer.
 _ENDS_NOTHING = 600.0
 _RANKS = ("to", "via", "then")
@@ -52,7 +57,7 @@ class Choice:
         if self._candidates == 1:
             return True
         traits = traits_of(case)
-        rarity = sum(1 / (1 + self._times[one]) for one in traits)
+        rarity = sum(_weight(one) / (1 + self._times[one]) for one in traits)
         rarity /= _STEPS_OF_NONE + len(case.program.leaves)
         self._latest.append(rarity)
         better = sum(other > rarity for other in self._latest)
@@ -60,6 +65,11 @@ class Choice:
             return False
         self._times.update(traits)
         return True
+
+
+def _weight(trait: Any) -> float:
+    """What a trait counts."""
+    return _AT_ONE_RREF if trait[0] == _RREF else 1.0
 
 
 def traits_of(case: Case) -> set[Hashable]:
@@ -154,5 +164,5 @@ def _at_one_rref(case: Case) -> Iterator[Hashable]:
         for leaf, rrefs in used:
             made = {scope.handles[n].rref for _, n in leaf.made if n in scope.handles}
             for rref in rrefs | made:
-                yield from (("RRef", earlier, _form(leaf)) for earlier in before[rref])
+                yield from ((_RREF, earlier, _form(leaf)) for earlier in before[rref])
                 before[rref].append(_form(leaf))
