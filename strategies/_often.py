@@ -19,7 +19,7 @@ WEIGHTS: Mapping[str, Mapping[Hashable, float]] = {
         **{"Adamax": 2.0, "NAdam": 1.5, "RAdam": 1.5, "ASGD": 1.5},
     },
     # Who gives no rate leaves it to torch, which has one for each version of an optimizer.
-    "train.options": {"default_lr": 3.0},
+    "train.options": {"default_lr": 2.0},
     # As often named as all others together, and so nothing is left out in three of ten steps that
     # could leave out something.
     "train.left_out": {(): 0.4},

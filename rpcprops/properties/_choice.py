@@ -148,10 +148,11 @@ def _kinds_of(fault: Fault) -> Iterator[Hashable]:
         yield from ((message, fault.blocks_sender) for message in fault.targets)
 
 
-def _form(leaf: Leaf) -> tuple[str, bool, bool]:
-    """A step by its kind, whether a timeout may end it, and whether its function sleeps."""
+def _form(leaf: Leaf) -> tuple[str, bool, bool, bool]:
+    """A step by its kind, and whether a timeout may end it, its function sleeps or gets an RRef."""
     timeout: float | None = getattr(leaf, "timeout", None)
-    return leaf.op, timeout is not None and timeout < _ENDS_NOTHING, leaf.lasts > 0
+    ends = timeout is not None and timeout < _ENDS_NOTHING
+    return leaf.op, ends, leaf.lasts > 0, isinstance(getattr(leaf, "right", None), str)
 
 
 def _at_one_rref(case: Case) -> Iterator[Hashable]:
