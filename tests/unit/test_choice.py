@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rpcprops.faults import FaultPlan, FaultTable, MessageFault, NthMessage
-from rpcprops.programs import Call, Drop, End, Fetch, Program, Remote, Share, Train
+from rpcprops.programs import Call, Count, Drop, End, Fetch, Program, Remote, Share, Train
 from rpcprops.properties import Case
 from rpcprops.properties._choice import Choice, traits_of
 from rpcprops.strategies import programs_under_faults
@@ -121,17 +121,19 @@ def test_what_a_step_lists_is_a_trait(change: dict[str, Any]) -> None:
 
 
 def test_what_meets_at_one_rref_counts_more() -> None:
-    """Of two cases with as many new traits, one is taken before the other."""
-    share = Share(0, "a", 1, "b")
-    one = Program(2, (Remote(0, 1, "a"), share, Fetch(1, "b"), Drop(0, "a")))
-    other = Program(2, (Remote(0, 1, "a"), share, Fetch(1, "b"), Call(0, 1)))
-    base = Program(2, (Remote(0, 1, "a"), share, Call(0, 1), Remote(0, 1, "c"), Drop(0, "c")))
-
-    def is_taken_second(first: Program, second: Program) -> bool:
-        choice = Choice(2)
-        return [choice.takes(Case(x)) for x in (base, first, second)][1:] == [True, False]
-
-    assert is_taken_second(one, other)
+    """Fewer new traits are rarer than more, if they are of steps that use one RRef."""
+    meets = Program(2, (Remote(0, 1, "a"), Share(0, "a", 1, "b"), Fetch(1, "b"), Drop(0, "a")))
+    calls = (
+        Remote(0, 1, "a", flavour="script"),
+        Call(0, 0, wait="later", out="f0", flavour="script", raises=True),
+        Call(0, 0, flavour="builtin"),
+        Count(0, 1),
+    )
+    apart = Program(2, calls)
+    assert len(traits_of(Case(apart))) > len(traits_of(Case(meets)))
+    choice = Choice(2)
+    assert choice.takes(Case(meets))
+    assert not choice.takes(Case(apart))
 
 
 def test_the_messages_that_change_places_are_a_trait() -> None:
