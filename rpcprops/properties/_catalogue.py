@@ -52,10 +52,13 @@ _FOR_A_TIMEOUT = 4
 _FOR_SOME_TIMEOUTS = 2
 #: Delays of all calls of a rank, or of all fetches, in virtual seconds. Half of one is a timeout,
 #: also on a busy machine.
-_LATE: tuple[Mapping[str, float], ...] = tuple(
+_LATE: tuple[Mapping[MessageType, float], ...] = tuple(
     dict.fromkeys(messages, late)
     for late in (4.0, 20.0)
-    for messages in (["PYTHON_CALL"], ["PYTHON_RREF_FETCH_CALL", "SCRIPT_RREF_FETCH_CALL"])
+    for messages in (
+        [MessageType.PYTHON_CALL],
+        [MessageType.PYTHON_RREF_FETCH_CALL, MessageType.SCRIPT_RREF_FETCH_CALL],
+    )
 )
 #: What a use of an RRef meets that comes after one which has timed out.
 _LATE_FINDINGS = ("timed-out-type-query", "fetch-after-delete")
@@ -95,7 +98,7 @@ def _drawn(tables: _Tables, facts: TorchFacts | None) -> st.SearchStrategy[Case]
     return st.one_of(*drawn).map(lambda pair: Case(*pair))
 
 
-def _with_late(pair: tuple[FaultTable, Mapping[str, float]]) -> FaultTable:
+def _with_late(pair: tuple[FaultTable, Mapping[MessageType, float]]) -> FaultTable:
     """A table with further delays."""
     table, late = pair
     return replace(table, messages_to_delay={**table.messages_to_delay, **late})

@@ -840,8 +840,8 @@ def _weights(
     busy = [sort for sort in sorts if SORTS[sort].slow or SORTS[sort].counted]
     part = len(sorts) / (4 if in_parallel else 16) / max(1, len(busy))
     weights = dict.fromkeys(sorts, 1.0)
-    for sort, bugs in reasons.items():
-        weights[sort] += len(sorts) / total / math.sqrt(alike[bugs])
+    for sort, reason in reasons.items():
+        weights[sort] += len(sorts) / total / math.sqrt(alike[reason])
     for sort in busy:
         weights[sort] += part
     return tuple(weights.values())
