@@ -16,7 +16,7 @@ import functools
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -36,6 +36,7 @@ from rpcprops.programs.threads import busy_seconds, needed_threads, patient_thre
 from rpcprops.steps import STEP_TYPES, Leaf, Parallel, Step
 from rpcprops.steps.base import AGAIN, CLEARLY_IN_TIME, Sort
 from rpcprops.strategies._checks import first_items
+from rpcprops.strategies._often import weight_of
 from rpcprops.strategies._weighted import Below, Shared, Unused, Weighted
 from rpcprops.torch_facts import TorchFacts, installed
 
@@ -161,6 +162,19 @@ def below(number: int) -> st.SearchStrategy[int]:
 def _shared(number: int, shares: tuple[tuple[int, float], ...]) -> st.SearchStrategy[int]:
     """An int from 0 to `number` - 1, some of them with a share of all draws."""
     return Shared(number, {value: share for value, share in shares if share})
+
+
+@functools.lru_cache(maxsize=512)
+def _weighed(weights: tuple[float, ...]) -> st.SearchStrategy[int]:
+    """An int below so many, each as often as its weight says."""
+    number, least, total = len(weights), min(weights), sum(weights)
+    shares = {one: (weight - least) / total for one, weight in enumerate(weights)}
+    return Shared(number, {one: share for one, share in shares.items() if share})
+
+
+@functools.lru_cache(maxsize=1024)
+def _weights_of(name: str, options: tuple[Hashable, ...]) -> tuple[float, ...]:
+    return tuple(weight_of(name, option) for option in options)
 
 
 @functools.lru_cache(maxsize=512)
@@ -846,11 +860,24 @@ class StepDrawer:
         self._drawn += 1
         return self.draw(strategy)
 
-    def pick(self, options: Sequence[T]) -> T:
-        """One of `options`; the first is the simplest."""
+    def pick(self, options: Sequence[T], weights: tuple[float, ...] = ()) -> T:
+        """One of `options`; the first is the simplest.
+
+        Args:
+            weights: how often each of them comes; none if all come alike.
+        """
         # Always one number, even for one option: Hypothesis does not record a choice of one.
-        number = self._number(below(max(2, len(options))))
+        weighs = len(options) > 1 and weights
+        number = self._number(_weighed(weights) if weighs else below(max(2, len(options))))
         return options[number] if number < len(options) else options[0]
+
+    def option(self, name: str, options: Sequence[T]) -> T:
+        """One of `options` of a field, as often as `strategies/_often.py` says.
+
+        Args:
+            name: the kind of the step and the field, such as "train.optimizer".
+        """
+        return self.pick(options, _weights_of(name, tuple(options)))
 
     def recall(self, names: Sequence[str]) -> str:
         """One of `names`, drawn by how many turns ago it was given, so turns can be deleted."""
@@ -1418,12 +1445,13 @@ def _as_often(kinds: tuple[str, ...], number: str) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=64)
 def _makers(kinds: tuple[str, ...]) -> tuple[str, ...]:
     """The kinds that make a handle, and need none."""
-    found = (STEP_TYPES[kind] for kind in _comes_first(kinds))
-    return tuple(
-        cls.op
-        for cls in found
-        if "out" in cls.__dataclass_fields__ and cls.makes.get("out") == "handle"
-    )
+    return tuple(filter(makes_handle, _comes_first(kinds)))
+
+
+def makes_handle(kind: str) -> bool:
+    """Whether a step of that kind may make a handle."""
+    cls = STEP_TYPES[kind]
+    return "out" in cls.__dataclass_fields__ and cls.makes.get("out") == "handle"
 
 
 @functools.lru_cache(maxsize=8)

@@ -78,7 +78,7 @@ class _Drawn:
         # Few programs have three ranks and one outside, so refusals come more often there.
         ways += [self.refusals] * (4 * (len(self.members) > 1))
         # What one member does with a value of another, and leaves behind, needs several steps.
-        ways += [self.uses, self.leaves]
+        ways += [self.uses, self.leaves, *[self.leaves] * (2 * bool(self.homes))]
         # What a refusal has left behind shows in what comes next.
         ways += [self.leaves] * (4 * self.refused)
         able = [found for way in ways if (found := way())]
@@ -149,7 +149,7 @@ class _Drawn:
         holds = set(self.homes.values()) if self.facts.has_bug("leaving-keeps-values") else set()
         able = [rank for rank in self.members if rank not in self.owners | holds]
         # Who holds something comes more often: it must be given back.
-        able += [rank for rank in able if rank in self.homes.values()] * 3
+        able += [rank for rank in able if rank in self.homes.values()] * 6
         return [(Member(rank, "leave"), partial(self.leave, rank)) for rank in able]
 
     def departures(self) -> list[_Next]:

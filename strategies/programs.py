@@ -20,13 +20,13 @@ from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.programs import MAX_WORKER_THREADS, MAX_WORLD_SIZE, End, Program, Shutdown
 from rpcprops.steps import STEP_TYPES
 from rpcprops.strategies._checks import checked_facts, whole_number
-from rpcprops.strategies._weighted import Weighted
+from rpcprops.strategies._weighted import Below, Weighted
 from rpcprops.strategies.drawing import (
     PARALLEL,
     TIMEOUTS,
     StepDrawer,
-    below,
     checked_kinds,
+    makes_handle,
 )
 from rpcprops.strategies.faults import fault_plans
 from rpcprops.torch_facts import TorchFacts
@@ -55,6 +55,11 @@ _ENDS: tuple[tuple[Shutdown, str], ...] = (
     ("at once", "last"),
     ("timed out", "others"),
 )
+
+
+#: How often a program has a single rank, compared with any other number of ranks: there is little
+#: that it can do.
+_ALONE = 0.3
 
 
 def _end(how: Shutdown, late: str, world_size: int, plan: FaultPlan | None, *, free: bool) -> End:
@@ -227,6 +232,11 @@ def _groups(kinds: Iterable[str]) -> list[list[str]]:
     return list(groups.values())
 
 
+def _of_rrefs(kinds: Iterable[str]) -> bool:
+    """Whether one of these kinds makes an RRef, or goes on with one."""
+    return any(STEP_TYPES[kind].goes_on or makes_handle(kind) for kind in kinds)
+
+
 _DrawProgram = Callable[[st.DrawFn, int, FaultPlan | None], Program]
 
 
@@ -254,9 +264,10 @@ def _program_drawer(
     if branches:
         drawn = (*drawn, PARALLEL)
     # Bytes, for of the numbers below a large one Hypothesis mostly draws small ones, whose high
-    # bits are 0. They hold one bit for each group, then 8, 15 and two bits.
-    many = 4 + len(groups) // 8
+    # bits are 0. They hold two bits for each group, then 8, 15 and two bits.
+    many = 4 + len(groups) // 4
     bits = st.binary(min_size=many, max_size=many)
+    others = sum(1 << bit for bit, group in enumerate(groups) if not _of_rrefs(group))
     settled_or_not = (True, True, True, False) if settles is None else (bool(settles),)
     # One number for all, as below.
     forms = list(itertools.product(_ENDS, _DEFAULTS, settled_or_not))
@@ -264,8 +275,11 @@ def _program_drawer(
     def draw_program(draw: st.DrawFn, world_size: int, plan: FaultPlan | None) -> Program:
         # One choice, because each further one that all programs take makes shrinking harder.
         number = int.from_bytes(draw(bits), "little")
-        (how, late), rpc_timeout, settled = forms[draw(below(len(forms)))]
-        more = number >> len(groups)
+        (how, late), rpc_timeout, settled = forms[draw(_forms(len(forms)))]
+        more = number >> 2 * len(groups)
+        # Half of the groups are off, and a quarter of those that make or use RRefs: what meets at
+        # one RRef needs several of these.
+        some = number & (number >> len(groups) | others)
         threads = _THREADS[(more >> 8) % (1 << 15) % len(_THREADS)]
         # Ranks that shut down at once while calls are under way need threads that are free.
         hasty = how == "at once" and not settled and threads is None
@@ -273,7 +287,7 @@ def _program_drawer(
             draw,
             world_size,
             kinds=drawn,
-            off=[kind for bit, group in enumerate(groups) if number >> bit & 1 for kind in group],
+            off=[kind for bit, group in enumerate(groups) if some >> bit & 1 for kind in group],
             plan=plan,
             # What is under way at such an end is known as little as before a settle.
             settles=settled or (hasty and settles is None),
@@ -315,10 +329,39 @@ def _program_drawer(
     return draw_program
 
 
+# Each of these has a class of its own, for Hypothesis copies what it drew for one strategy into the
+# place of another of the same class. So a program would often have as many steps as a fault is
+# drawn late by, which is mostly 0, or as few ranks.
+
+
+class _Size(Weighted):
+    """How many steps more than the fewest."""
+
+
+class _World(Weighted):
+    """How many ranks more than the fewest."""
+
+
+class _Form(Below):
+    """How a program ends, its default timeout, and whether it settles."""
+
+
 @functools.lru_cache(maxsize=64)
 def _sizes(most: int) -> st.SearchStrategy[int]:
     """A number up to `most`, larger ones more often: many bugs need several steps."""
-    return Weighted(0, most, {size: 1.0 + size for size in range(most + 1)})
+    return _Size(0, most, {size: 1.0 + size for size in range(most + 1)})
+
+
+@functools.lru_cache(maxsize=64)
+def _worlds(least: int, number: int) -> st.SearchStrategy[int]:
+    """How many more ranks than `least`, below `number`."""
+    alone = {0: _ALONE} if least == 1 else {}
+    return _World(0, number - 1, dict.fromkeys(range(number), 1.0) | alone)
+
+
+@functools.lru_cache(maxsize=8)
+def _forms(number: int) -> st.SearchStrategy[int]:
+    return _Form(number)
 
 
 class _NextStep(st.SearchStrategy[None]):
@@ -347,7 +390,7 @@ class _NextStep(st.SearchStrategy[None]):
 def _programs(
     draw: st.DrawFn, least: int, most: int, plan: FaultPlan | None, draw_program: _DrawProgram
 ) -> Program:
-    return draw_program(draw, least + draw(below(most - least + 1)), plan)
+    return draw_program(draw, least + draw(_worlds(least, most - least + 1)), plan)
 
 
 @st.composite
@@ -357,6 +400,6 @@ def _programs_under_faults(
     plans: list[st.SearchStrategy[FaultPlan]],
     draw_program: _DrawProgram,
 ) -> tuple[Program, FaultPlan]:
-    extra = draw(below(len(plans)))
+    extra = draw(_worlds(least, len(plans)))
     plan = draw(plans[extra])
     return draw_program(draw, least + extra, plan), plan

@@ -50,11 +50,20 @@ _RREF_MESSAGES = tuple(m for m in MessageType if m.max_retries == 5)
 _FOR_A_TIMEOUT = 4
 #: The same where about half of the cases wait for one.
 _FOR_SOME_TIMEOUTS = 2
-#: Delays of all calls of a rank, in virtual seconds. Half of one is a timeout, also on a busy
-#: machine.
-_LATE_CALLS = tuple(FaultTable(messages_to_delay={"PYTHON_CALL": late}) for late in (4.0, 20.0))
+#: Delays of all calls of a rank, or of all fetches, in virtual seconds. Half of one is a timeout,
+#: also on a busy machine.
+_LATE: tuple[Mapping[MessageType, float], ...] = tuple(
+    dict.fromkeys(messages, late)
+    for late in (4.0, 20.0)
+    for messages in (
+        [MessageType.PYTHON_CALL],
+        [MessageType.PYTHON_RREF_FETCH_CALL, MessageType.SCRIPT_RREF_FETCH_CALL],
+    )
+)
+#: What a use of an RRef meets that comes after one which has timed out.
+_LATE_FINDINGS = ("timed-out-type-query", "fetch-after-delete")
 #: The kinds of step that make and use RRefs, with calls through them.
-_THROUGH_RREFS = ("remote", "own", "share", "through", "fetch", "drop", "settle")
+_OF_RREFS = ("remote", "own", "share", "through", "fetch", "drop", "settle")
 _NOT_CREATING = tuple(m for m in MessageType if not m.endswith("_REMOTE_CALL"))
 
 
@@ -65,34 +74,34 @@ _Tables = Callable[[TorchFacts], st.SearchStrategy[FaultTable]]
 def _drawn(tables: _Tables, facts: TorchFacts | None) -> st.SearchStrategy[Case]:
     """Drawn programs, each for a drawn plan."""
     known = facts or installed()
-    drawn = programs_under_faults(
+    usual = programs_under_faults(
         max_world_size=4,
         max_steps=12,
         tables=tables(known),
         facts=known,
         kinds=(*KINDS, Rejoin.op),
     )
-    return drawn.map(lambda pair: Case(*pair))
+    drawn = [usual]
+    if not any(map(known.has_bug, _LATE_FINDINGS)):
+        # Few drawn programs use an RRef again after a use of it has timed out, and few plans delay
+        # messages for long. So every third program has few kinds of step, under such a plan.
+        late = programs_under_faults(
+            min_world_size=2,
+            max_world_size=4,
+            max_steps=12,
+            tables=st.tuples(tables(known), st.sampled_from(_LATE)).map(_with_late),
+            kinds=_OF_RREFS,
+            branches=False,
+            facts=known,
+        )
+        drawn = [usual, usual, late]
+    return st.one_of(*drawn).map(lambda pair: Case(*pair))
 
 
-def _retried_away(facts: TorchFacts | None) -> st.SearchStrategy[Case]:
-    """Drawn programs, each for a plan whose failures torch retries away."""
-    usual = _drawn(_within_budget, facts)
-    known = facts or installed()
-    if known.has_bug("timed-out-type-query"):
-        return usual
-    # Few drawn programs call through an RRef again after such a call has timed out, and few plans
-    # delay calls for long. So every fourth program has few kinds of step, under such a plan.
-    late = programs_under_faults(
-        min_world_size=2,
-        max_world_size=4,
-        max_steps=12,
-        tables=st.sampled_from(_LATE_CALLS),
-        kinds=_THROUGH_RREFS,
-        branches=False,
-        facts=known,
-    )
-    return st.one_of(usual, usual, usual, late.map(lambda pair: Case(*pair)))
+def _with_late(pair: tuple[FaultTable, Mapping[MessageType, float]]) -> FaultTable:
+    """A table with further delays."""
+    table, late = pair
+    return replace(table, messages_to_delay={**table.messages_to_delay, **late})
 
 
 def _within_budget(_: TorchFacts) -> st.SearchStrategy[FaultTable]:
@@ -203,7 +212,7 @@ def drawn_properties(facts: TorchFacts | None = None) -> Mapping[str, Property]:
             "drawn-within-budget",
             "Whatever program is drawn shows what it must, under any faults that torch retries "
             "away.",
-            partial(_retried_away, facts),
+            partial(_drawn, _within_budget, facts),
         ),
         Property(
             "drawn-lost-calls",

@@ -26,9 +26,16 @@ CANDIDATES = 8
 _COMPARED = 40
 #: By how many steps a program takes longer than its own: the time of a program without any.
 _STEPS_OF_NONE = 4
+#: What a pair of steps at one RRef counts, compared with another trait. A step with many options
+#: has far more pairs of them than an RRef has steps.
+_AT_ONE_RREF = 3.0
+#: The first part of such a trait.
+_RREF = "RRef"
 #: Virtual seconds: a drawn timeout that is to end nothing is longer.
 _ENDS_NOTHING = 600.0
 _RANKS = ("to", "via", "then")
+#: Fields that list ranks.
+_LISTS = frozenset({"owners", "path", "targets", "first"})
 #: Fields whose values are names, or text of any kind.
 _FREE = frozenset({"at", "handle", "right", "future", "context", "text", *_RANKS})
 
@@ -50,7 +57,7 @@ class Choice:
         if self._candidates == 1:
             return True
         traits = traits_of(case)
-        rarity = sum(1 / (1 + self._times[one]) for one in traits)
+        rarity = sum(_weight(one) / (1 + self._times[one]) for one in traits)
         rarity /= _STEPS_OF_NONE + len(case.program.leaves)
         self._latest.append(rarity)
         better = sum(other > rarity for other in self._latest)
@@ -58,6 +65,11 @@ class Choice:
             return False
         self._times.update(traits)
         return True
+
+
+def _weight(trait: Any) -> float:
+    """What a trait counts."""
+    return _AT_ONE_RREF if trait[0] == _RREF else 1.0
 
 
 def traits_of(case: Case) -> set[Hashable]:
@@ -98,6 +110,34 @@ def _options(leaf: Leaf) -> Iterator[Hashable]:
             yield leaf.op, name
         elif isinstance(value, str | int):
             yield leaf.op, name, value
+        elif isinstance(value, tuple):
+            yield from ((leaf.op, name, one) for one in _listed(leaf, name, value))
+
+
+def _listed(leaf: Leaf, name: str, values: tuple[Any, ...]) -> Iterator[Hashable]:
+    """What a list in a field names, or what its ranks have in common, each once.
+
+    Where it holds nothing but numbers, that there is one; of tensors, nothing.
+    """
+    if name in _LISTS:
+        yield "several" if len(values) > 1 else "one"
+        if len({*values}) < len(values):
+            yield "twice"
+        if leaf.at in values:
+            yield "itself"
+    elif texts := dict.fromkeys(_texts_in(values)):
+        yield from texts
+    elif not isinstance(values[0], float):
+        yield "some"
+
+
+def _texts_in(values: tuple[Any, ...]) -> Iterator[str]:
+    """The texts in a tuple, and in the tuples in it."""
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, tuple):
+            yield from _texts_in(value)
 
 
 def _kinds_of(fault: Fault) -> Iterator[Hashable]:
@@ -108,10 +148,11 @@ def _kinds_of(fault: Fault) -> Iterator[Hashable]:
         yield from ((message, fault.blocks_sender) for message in fault.targets)
 
 
-def _form(leaf: Leaf) -> tuple[str, bool, bool]:
-    """A step by its kind, whether a timeout may end it, and whether its function sleeps."""
+def _form(leaf: Leaf) -> tuple[str, bool, bool, bool]:
+    """A step by its kind, and whether a timeout may end it, its function sleeps or gets an RRef."""
     timeout: float | None = getattr(leaf, "timeout", None)
-    return leaf.op, timeout is not None and timeout < _ENDS_NOTHING, leaf.lasts > 0
+    ends = timeout is not None and timeout < _ENDS_NOTHING
+    return leaf.op, ends, leaf.lasts > 0, isinstance(getattr(leaf, "right", None), str)
 
 
 def _at_one_rref(case: Case) -> Iterator[Hashable]:
@@ -124,5 +165,5 @@ def _at_one_rref(case: Case) -> Iterator[Hashable]:
         for leaf, rrefs in used:
             made = {scope.handles[n].rref for _, n in leaf.made if n in scope.handles}
             for rref in rrefs | made:
-                yield from (("RRef", earlier, _form(leaf)) for earlier in before[rref])
+                yield from ((_RREF, earlier, _form(leaf)) for earlier in before[rref])
                 before[rref].append(_form(leaf))

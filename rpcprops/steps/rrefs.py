@@ -286,6 +286,11 @@ class Remote(Step):
         others = drawer.others[rank]
         return (cls.op, lambda: cls.draw(drawer, at=rank, to=others, flavours=flavours))
 
+    def leads_to(self, drawer: StepDrawer) -> tuple[str, int]:
+        # A timeout can end a fetch of what takes minutes to make; that of the next step alone.
+        waits = drawer.late_for(self.out) is not None
+        return ("fetch", 3 * AGAIN) if waits else Step.leads_to(self, drawer)
+
     def drawn(self, drawer: StepDrawer) -> None:
         drawer.unseen.add(self.out)
         if isinstance(self.right, str):
@@ -580,6 +585,12 @@ class Fetch(OfHandle):
         model.findings.meets_here(_IGNORED, self.at, r"^expected torch's timeout, got the value ")
         return model.shows(error="timeout", slack=over)
 
+    def leads_to(self, drawer: StepDrawer) -> tuple[str, int]:
+        if self.handle in drawer.given_up and not drawer.facts.has_bug("fetch-after-delete"):
+            # Its delete may come before the request of this fetch.
+            return "drop", AGAIN
+        return Step.leads_to(self, drawer)
+
     @classmethod
     def usable(cls, drawer: StepDrawer) -> list[str]:
         names = drawer.handles()
@@ -609,7 +620,9 @@ class Fetch(OfHandle):
         users = drawer.handles(lambda h: h.home == rank != h.owner and h.typed == typed)
         if not users:
             return [Remote.to_another(drawer, rank, _flavours_of(message))]
-        return [(cls.op, lambda: cls.draw(drawer, names=users))]
+        # Often where it may time out: what it leaves behind shows in what comes next.
+        times = 3 if drawer.delay_milliseconds(rank, message) >= 500 else 1
+        return [(cls.op, lambda: cls.draw(drawer, names=users))] * times
 
     def drawn(self, drawer: StepDrawer) -> None:
         handle = drawer.scope.handles[self.handle]

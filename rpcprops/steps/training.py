@@ -362,6 +362,7 @@ class Train(_Optimizing):
     op: ClassVar[str] = "train"
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 61
+    often: ClassVar[int] = 2  # because it has more options than any other kind
     makes: ClassVar[Mapping[str, Sort]] = {"name": "context"}
     gives: ClassVar[type] = dict
     at: int
@@ -556,29 +557,28 @@ class Train(_Optimizing):
         owners = _owners(drawer, at, first, several=several)
         if drawer.pick((False, True)) and not drawer.may_fail(at, (remote_message(typed=False),)):
             owners = (*owners, drawer.pick(owners))
-        rounds_factor = drawer.facts.has_bug("rounded-rprop-factor")
-        # What torch once got wrong comes more often where it has been mended.
-        often: tuple[Optimizer, ...] = () if rounds_factor else ("Rprop", "Rprop", "Rprop")
-        optimizer: Optimizer = drawer.pick([*OPTIMIZERS, *often])
+        optimizer: Optimizer = drawer.option("train.optimizer", OPTIMIZERS)
         rounds = drawer.pick(_ROUNDS)
         value, seconds = drawer.with_sleep(TENSORS, _slow_makers(drawer, at, owners))
         found = cls(at, drawer.name("context"), owners, optimizer, rounds, value, seconds)
         refused = drawer.pick(_refusals(optimizer, unchecked=drawer.facts.has_bug(_UNCHECKED)))
         if refused:
             return replace(found, refused=refused)
-        options = drawer.pick(_combinations(optimizer, rounded=rounds_factor))
+        has_bug, compiled = drawer.facts.has_bug, drawer.facts.compiles_optimizers
+        rounded, other_rate = has_bug("rounded-rprop-factor"), has_bug("functional-default-rate")
+        known = _combinations(optimizer, rounded=rounded, other_rate=other_rate)
+        options = drawer.option("train.options", known)
         placed = drawer.pick((False, False, "default_lr" not in options))
         found = replace(found, options=options, placed=placed)
-        compiled = drawer.facts.compiles_optimizers
         for other in ({"placed": False}, {"options": ()}):
-            if any(drawer.facts.has_bug(name) for name in found.flaws(compiled=compiled)):
+            if any(has_bug(name) for name in found.flaws(compiled=compiled)):
                 found = replace(found, **other)
         if not set(found.options).isdisjoint(UNCOMPILED):
             # What those that are not compiled make of a parameter that is left out is not known.
             return found
-        left_out = drawer.pick(_left_out(rounds, len(owners)))
+        left_out = drawer.option("train.left_out", _left_out(rounds, len(owners)))
         lacking = replace(found, left_out=left_out)
-        is_met = any(drawer.facts.has_bug(name) for name in lacking.flaws(compiled=compiled))
+        is_met = any(has_bug(name) for name in lacking.flaws(compiled=compiled))
         return found if is_met else lacking
 
     @classmethod
@@ -587,13 +587,18 @@ class Train(_Optimizing):
 
 
 @functools.cache
-def _combinations(optimizer: Optimizer, *, rounded: bool) -> tuple[tuple[str, ...], ...]:
+def _combinations(
+    optimizer: Optimizer, *, rounded: bool, other_rate: bool
+) -> tuple[tuple[str, ...], ...]:
     """The options that are drawn.
 
     Args:
         rounded: whether Rprop rounds its factor, if it is given none.
+        other_rate: whether some take another rate if they are given none.
     """
     found = (*combinations(optimizer),)
+    if other_rate:
+        found = tuple(options for options in found if not has_other_rate(optimizer, options))
     if optimizer == "Rprop" and rounded:
         return tuple(options for options in found if "etas" in options)
     return found

@@ -18,6 +18,8 @@ nothing of that is sent.
 from __future__ import annotations
 
 import functools
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -377,6 +379,7 @@ class Carry(Step):
     op: ClassVar[str] = "carry"
     in_thread: ClassVar[bool] = True
     order: ClassVar[float | None] = 30
+    often: ClassVar[int] = 2  # because it has a hundred sorts of value
     gives: ClassVar[type] = dict
     at: int
     to: int
@@ -724,13 +727,8 @@ class Carry(Step):
         able = _able(fits, drawer.facts)
         may_be_slow = drawer.may_take(2 * SLOW_SECONDS)
         sorts = [sort for sort in able if may_be_slow or not SORTS[sort].slow]
-        # What torch once got wrong comes more often where it has been mended.
-        mended = [sort for sort in sorts if not SORTS[sort].bugs.keys().isdisjoint(able[sort])]
-        mended *= len(sorts) // max(1, len(mended))
-        # And so does one that is slow, or whose pickling is counted, above all beside other steps.
-        busy = [sort for sort in sorts if SORTS[sort].slow or SORTS[sort].counted]
-        mended += busy * (len(sorts) // (4 if drawer.in_parallel else 16) // max(1, len(busy)))
-        sort = drawer.pick([*sorts, *mended])
+        place = {"may_be_slow": may_be_slow, "in_parallel": drawer.in_parallel}
+        sort = drawer.pick(sorts, _weights(fits, drawer.facts, **place))
         ways = able[sort]
         meeting = [way for way in ways if way in SORTS[sort].bugs]
         way: Any = drawer.pick([*ways, *meeting * len(ways)])
@@ -813,6 +811,40 @@ def _able(
         if ways and fate.drawn and facts.has_dtype(sort):
             found[sort] = tuple(ways)
     return found
+
+
+@functools.cache
+def _weights(
+    fits: Callable[[Fate, Way], bool] | None,
+    facts: TorchFacts,
+    *,
+    may_be_slow: bool,
+    in_parallel: bool,
+) -> tuple[float, ...]:
+    """How often each of these sorts is drawn.
+
+    What torch once got wrong comes more often where it has been mended: it is half of all. Of these
+    a reason comes not as often as it has sorts, but as the square root of that, so that one with a
+    single sort is no rarity. And what is slow comes more often, or whose pickling is counted, above
+    all beside other steps.
+    """
+    able = _able(fits, facts)
+    sorts = [sort for sort in able if may_be_slow or not SORTS[sort].slow]
+    reasons: dict[str, tuple[str, ...]] = {}
+    for sort in sorts:
+        bugs = sorted({SORTS[sort].bugs[way] for way in able[sort] if way in SORTS[sort].bugs})
+        if bugs:
+            reasons[sort] = tuple(bugs)
+    alike = Counter(reasons.values())
+    total = sum(map(math.sqrt, alike.values()))
+    busy = [sort for sort in sorts if SORTS[sort].slow or SORTS[sort].counted]
+    part = len(sorts) / (4 if in_parallel else 16) / max(1, len(busy))
+    weights = dict.fromkeys(sorts, 1.0)
+    for sort, reason in reasons.items():
+        weights[sort] += len(sorts) / total / math.sqrt(alike[reason])
+    for sort in busy:
+        weights[sort] += part
+    return tuple(weights.values())
 
 
 def _fetches(fate: Fate, way: Way) -> bool:

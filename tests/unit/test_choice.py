@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import pytest
 
 from rpcprops.faults import FaultPlan, FaultTable, MessageFault, NthMessage
-from rpcprops.programs import Call, Drop, End, Fetch, Program, Remote, Share
+from rpcprops.programs import Call, Count, Drop, End, Fetch, Program, Remote, Share, Train
 from rpcprops.properties import Case
 from rpcprops.properties._choice import Choice, traits_of
 from rpcprops.strategies import programs_under_faults
@@ -65,6 +66,7 @@ def test_a_case_that_was_taken_is_common() -> None:
         lambda: Case(Program(2, (Remote(0, 1, "a", flavour="script"), *PLAIN.steps[1:]))),
         lambda: Case(Program(2, (Remote(0, 0, "a"), *PLAIN.steps[1:]))),
         lambda: Case(Program(2, (*PLAIN.steps[:2], Share(0, "a", 1, "b"), Drop(0, "a")))),
+        lambda: Case(Program(2, (*PLAIN.steps[:2], Remote(0, 1, "b", right="a"), PLAIN.steps[2]))),
         lambda: Case(Program(2, PLAIN.steps, end=End("twice"))),
         lambda: Case(Program(2, PLAIN.steps, num_worker_threads=2)),
         lambda: Case(Program(2, PLAIN.steps, rpc_timeout=300.0)),
@@ -72,13 +74,66 @@ def test_a_case_that_was_taken_is_common() -> None:
         lambda: Case(PLAIN, FaultPlan(others=(MessageFault(0, "lose", "RREF_USER_DELETE"),))),
     ],
     ids=[
-        *("timeout", "flavour", "itself", "a further step", "end", "threads", "default", "fault"),
+        *(
+            "timeout",
+            "flavour",
+            "itself",
+            "a further step",
+            "an RRef as argument",
+            "end",
+            "threads",
+            "default",
+            "fault",
+        ),
         "message fault",
     ],
 )
 def test_each_of_these_is_a_trait(change: Callable[[], Case]) -> None:
     """A case with that difference has something that the other one lacks."""
     assert traits_of(change()) - traits_of(Case(PLAIN))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"options": ("default_lr",)},
+        {"options": ("default_lr", "momentum")},
+        {"left_out": ((1, 0),)},
+        {"owners": (1, 1)},
+        {"owners": (0, 1)},
+        {"owners": (1,)},
+    ],
+)
+def test_what_a_step_lists_is_a_trait(change: dict[str, Any]) -> None:
+    """Each option by its name; of ranks, whether one comes twice or is its own; else that some are.
+
+    Which numbers they are makes nothing rare.
+    """
+
+    def traits(**fields: Any) -> set[Hashable]:
+        given = {"owners": (1, 2), **fields}
+        return traits_of(Case(Program(3, (Train(0, "x", **given),))))
+
+    assert traits(**change) != traits()
+    assert traits(left_out=((0, 1),)) == traits(left_out=((1, 0),))
+    assert traits(owners=(2, 1)) == traits()
+    assert traits(value=(3.0, 4.0)) == traits()
+
+
+def test_what_meets_at_one_rref_counts_more() -> None:
+    """Fewer new traits are rarer than more, if they are of steps that use one RRef."""
+    meets = Program(2, (Remote(0, 1, "a"), Share(0, "a", 1, "b"), Fetch(1, "b"), Drop(0, "a")))
+    calls = (
+        Remote(0, 1, "a", flavour="script"),
+        Call(0, 0, wait="later", out="f0", flavour="script", raises=True),
+        Call(0, 0, flavour="builtin"),
+        Count(0, 1),
+    )
+    apart = Program(2, calls)
+    assert len(traits_of(Case(apart))) > len(traits_of(Case(meets)))
+    choice = Choice(2)
+    assert choice.takes(Case(meets))
+    assert not choice.takes(Case(apart))
 
 
 def test_the_messages_that_change_places_are_a_trait() -> None:

@@ -168,9 +168,9 @@ class Chance(StepDrawer):
 
     chance: Random
 
-    def pick(self, options: Sequence[T]) -> T:
+    def pick(self, options: Sequence[T], weights: tuple[float, ...] = ()) -> T:
         """One of some options."""
-        return self.chance.choice(options)
+        return self.chance.choices(options, weights)[0] if weights else self.chance.choice(options)
 
 
 def drawn(number: int) -> list[Program]:
