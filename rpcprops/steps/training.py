@@ -777,14 +777,9 @@ class Module(Step):
 
     def _meet(self, model: Model) -> None:
         """Note the finding that shows first, and then nothing else does: the last gives a value."""
-        texts = model.facts.texts
-        # One that was made of an RRef is called here, before it is sent. What a function raises has
-        # a class that futures do not keep (python_functions.cpp: toPyJitFuture).
-        here, there = texts.without_hooks, f"AttributeError: {texts.remote}"
-        refused = f"AttributeError: {here}" if self.again else f"RuntimeError: {there}"
         says = {
             _COPIES: re.escape(f"got RuntimeError: {RETURNS_ITSELF}"),
-            _NOT_CALLABLE: re.escape(f"got {refused}"),
+            _NOT_CALLABLE: re.escape(f"got AttributeError: {model.facts.texts.without_hooks}"),
             _DROPS_MODE: re.escape(f", got {self._computed(trains=True)}") + "$",
         }
         for finding in self.wrong:

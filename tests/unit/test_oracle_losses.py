@@ -295,6 +295,11 @@ def test_what_trains_shows_what_was_lost_first(
     assert errors(seen) == [error]
 
 
+def test_a_module_that_is_sent_raises_what_was_lost_there() -> None:
+    """The call that its new rank makes is lost, so the function there raises."""
+    assert errors(predicted(losing(CALL, 1, 1), Module(0, 1, sent=True))) == ["remote"]
+
+
 def test_a_parameter_that_cannot_be_fetched() -> None:
     """Inside the context it is fetched by another message, so it shows once the step was made.
 

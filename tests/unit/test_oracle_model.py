@@ -321,6 +321,17 @@ def test_a_module_lives_for_one_call() -> None:
     assert seen.counters == (NOTHING,) * 3
 
 
+@pytest.mark.parametrize(("mode", "calls"), [("", 0), ("train(False)", 2), ("train", 3)])
+def test_a_module_that_is_sent_calls_its_owner_there(mode: Any, calls: int) -> None:
+    """Its RRef goes with it, and from there to the same rank; a mode is set through a proxy."""
+    seen = predicted(Module(0, 1, (1.0, 2.0), mode=mode, sent=True))
+    here, there, _ = sends(seen)
+    assert here == [REMOTE, *[CALL] * (calls + 2), DELETE]
+    assert Counter(there) == {ACCEPT: calls + 2, CALL: 1}
+    assert seen.steps[0].value == ([1.0, 3.0] if calls == 2 else [3.0, 5.0]) * 2
+    assert seen.counters == (NOTHING,) * 3
+
+
 @pytest.mark.parametrize("owners", [(1,), (2, 1)])
 def test_an_optimizer_asks_every_owner(owners: tuple[int, ...]) -> None:
     """For each owner a creation, a question, a fetch, two deletes and a cleanup.

@@ -240,7 +240,10 @@ def module(
         numbers = use(remote_affine, tensor(value), called=called)
         if sent:
             args = (remote_affine, tensor(value), called)
-            numbers += rpc.rpc_sync(world[to], use_sent, args=args)
+            there = rpc.rpc_sync(world[to], use_sent, args=args)
+            if isinstance(there, str):
+                raise AttributeError(there)
+            numbers += there
         return numbers
     finally:
         # A RemoteModule refers to itself, so only a garbage collection frees its RRef.
@@ -275,10 +278,15 @@ def use(module: Any, value: torch.Tensor, *, called: bool) -> list[float]:
     return numbers
 
 
-def use_sent(module: Any, value: torch.Tensor, called: bool) -> list[float]:
-    """The same, of a module that was sent here."""
+def use_sent(module: Any, value: torch.Tensor, called: bool) -> list[float] | str:
+    """The same, of a module that was sent here; the text of an AttributeError.
+
+    Torch would make a RuntimeError of that, as of what else may be raised here.
+    """
     try:
         return use(module, value, called=called)
+    except AttributeError as error:
+        return str(error)
     finally:
         # It refers to itself, and the caller's arguments to it, so no garbage collection frees it.
         vars(module).clear()
