@@ -416,7 +416,6 @@ WAYS = Program(
         Gather(1, (2, 2), "threads"),
         Gather(2, (0, 1), "collect_all", breaks=0),
         Gather(2, (0, 1), "done"),
-        Gather(0, (1, 2, 0, 1), "done", (1.0, 2.0), (3.0, 4.0), of="mixed"),
         Onward(0, 1, 2),
         Onward(1, 2, 0, 3, (1.0, 2.0), (3.0, 4.0), 3.0, 12.0, 600.0),
         Own(1, "o"),
