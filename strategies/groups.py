@@ -166,8 +166,8 @@ class _Drawn:
     def refusals(self) -> list[_Next]:
         """Ranks whose join may be refused.
 
-        A rank of a static world takes no token, and needs one member; so do the others where torch
-        has them give it back. Elsewhere they need two, so that more can follow than one member does.
+        A rank of a static world takes no token, and needs one member. So do the others where torch
+        has them give it back; elsewhere they need two, so that more can follow.
         """
         steps: list[Member] = []
         for rank in self.outside():
