@@ -719,9 +719,10 @@ class StepDrawer:
             if step is not None:
                 return step
         elif self.has_plan:
-            # A step that is aimed has its target here. So one that is not may take its place, with
-            # the same arguments.
-            self._number(below(2))
+            # A step that is aimed has its target here, and the way to send that. So one that is not
+            # may take its place, with the same arguments.
+            self._number(_unused(2))
+            self._drawn += 1
         kind = self._choices[index]
         if kind in self.on:
             if kind == PARALLEL and self.may_branch(room):
