@@ -77,7 +77,7 @@ ENDS: dict[str, dict[str, int]] = {
         "shutdown-overtakes-creation": 1,
         "context-after-cleanup": 1,
         "future-exception-as-value": 1,
-        "unpicklable-after-rref": 2,
+        "unpicklable-after-rref": 1,
         "unwritable-tensor": 1,
         "guessed-rref-type": 1,
         "attribute-error-as-value": 1,
