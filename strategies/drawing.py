@@ -484,6 +484,8 @@ class StepDrawer:
     def _leaves_nothing(self, step: Step) -> bool:
         """Whether torch sends nothing by itself after a step, and no function goes on."""
         is_call = step.op in _CALLS and getattr(step, "how", "") != "remote"
+        # A proxy is of an RRef, whose delete may still be under way.
+        is_call &= getattr(step, "of", "") not in ("proxy", "mixed")
         ends = getattr(step, "timeout", None) is not None or step.lasts > self.limit(None)
         return is_call and not ends and not step.used
 
