@@ -161,7 +161,10 @@ def below(number: int) -> st.SearchStrategy[int]:
 @functools.lru_cache(maxsize=512)
 def _shared(number: int, shares: tuple[tuple[int, float], ...]) -> st.SearchStrategy[int]:
     """An int from 0 to `number` - 1, some of them with a share of all draws."""
-    return Shared(number, {value: share for value, share in shares if share})
+    found: defaultdict[int, float] = defaultdict(float)
+    for value, share in shares:
+        found[value] += share
+    return Shared(number, {value: share for value, share in found.items() if share})
 
 
 @functools.lru_cache(maxsize=512)
@@ -495,6 +498,8 @@ class StepDrawer:
     def _leaves_nothing(self, step: Step) -> bool:
         """Whether torch sends nothing by itself after a step, and no function goes on."""
         is_call = step.op in _CALLS and getattr(step, "how", "") != "remote"
+        # A proxy is of an RRef, whose delete may still be under way.
+        is_call &= getattr(step, "of", "") not in ("proxy", "mixed")
         ends = getattr(step, "timeout", None) is not None or step.lasts > self.limit(None)
         return is_call and not ends and not step.used
 
@@ -705,6 +710,8 @@ class StepDrawer:
         if going_on:
             shares += tuple((1 + index, on * share) for index, share in going_on)
         self._of_rref = on / (on + _WITH_HANDLE * (1 - aimed - on)) if going_on else 0.0
+        rest = 1 - sum(share for _, share in shares)
+        shares += tuple((1 + index, rest * share) for index, share in _more_often(self.kinds))
         return self._number(_shared(2 + number, shares))
 
     def _going_on(self) -> tuple[tuple[int, float], ...]:
@@ -733,9 +740,10 @@ class StepDrawer:
             if step is not None:
                 return step
         elif self.has_plan:
-            # A step that is aimed has its target here. So one that is not may take its place, with
-            # the same arguments.
-            self._number(below(2))
+            # A step that is aimed has its target here, and the way to send that. So one that is not
+            # may take its place, with the same arguments.
+            self._number(_unused(2))
+            self._drawn += 1
         kind = self._choices[index]
         if kind in self.on:
             if kind == PARALLEL and self.may_branch(room):
@@ -790,6 +798,7 @@ class StepDrawer:
         number = self._number(self._aim)
         choices = len(self._choices)
         if not self._targets:
+            self._number(_unused(1))
             return None, number % choices
         rank, message = self._target(number)
         ways = [
@@ -1393,9 +1402,19 @@ def _longest_delay(faults: Iterable[Fault]) -> float:
 @functools.lru_cache(maxsize=64)
 def _choices(kinds: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What the first number of a step chooses from, and the kinds among it that may come first."""
-    # Kinds that are to come often have more numbers: at the end, so that each kind has the same
-    # number in every program.
-    return (*kinds, *_as_often(kinds, "often")), _comes_first(kinds)
+    return kinds, _comes_first(kinds)
+
+
+@functools.lru_cache(maxsize=64)
+def _more_often(kinds: tuple[str, ...]) -> tuple[tuple[int, float], ...]:
+    """The indices of kinds that are to come often, and which part of the unshared draws each has.
+
+    By weights, and not by further numbers: of two numbers for one kind, Hypothesis may end at the
+    higher one, and then it does not find that of the kind that takes its place.
+    """
+    times = Counter(_as_often(kinds, "often"))
+    total = 2 + len(kinds) + times.total()
+    return tuple((kinds.index(kind), number / total) for kind, number in times.items())
 
 
 @functools.lru_cache(maxsize=64)

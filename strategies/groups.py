@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from hypothesis import strategies as st
 
 from rpcprops.programs import Call, Chain, Count, Drop, Fetch, Member, Program, Remote, Step
 from rpcprops.steps.arguments import PAIRS
 from rpcprops.strategies._checks import checked_facts
+from rpcprops.strategies._weighted import Weighted
 from rpcprops.strategies.drawing import below, letters
 from rpcprops.torch_facts import TorchFacts
 
@@ -42,9 +45,33 @@ def group_programs(*, facts: TorchFacts | None = None) -> st.SearchStrategy[Prog
 def _group_programs(draw: st.DrawFn, facts: TorchFacts) -> Program:
     size = 2 + draw(below(_MAX_WORLD_SIZE - 1))
     drawn = _Drawn(size, facts)
-    for _ in range(2 + draw(below(_MAX_STEPS - 1))):
-        drawn.add(draw)
+    for number in range(2 + draw(below(_MAX_STEPS - 1))):
+        draw(_NextStep(drawn, must=not number))
+    drawn.close()
     return Program(size, tuple(drawn.steps), settles=False)
+
+
+class _NextStep(st.SearchStrategy[None]):
+    """Draws the next step, or none: Hypothesis then knows where each step begins and ends."""
+
+    def __init__(self, drawn: _Drawn, *, must: bool) -> None:
+        super().__init__()
+        self._drawn = drawn
+        self._must = must
+
+    def __repr__(self) -> str:
+        return "a step"
+
+    def do_draw(self, data: Any) -> None:
+        """Draw it."""
+        self._drawn.add(lambda strategy: strategy.do_draw(data), must=self._must)
+
+
+@functools.lru_cache(maxsize=256)
+def _one_of(weights: tuple[int, ...]) -> st.SearchStrategy[int]:
+    """A number below that of the weights, as often as they say."""
+    able = {number: float(weight) for number, weight in enumerate(weights) if weight}
+    return Weighted(0, len(weights) - 1, able)
 
 
 class _Drawn:
@@ -69,24 +96,44 @@ class _Drawn:
         #: The home of each handle, and the ranks that own the value of one.
         self.homes: dict[str, int] = {}
         self.owners: set[int] = set()
+        #: The handles whose value nobody has waited for, in the order in which they were made.
+        self.unfetched: dict[str, None] = {}
         self.named = 0
+        #: The fewest members beside whom a join is refused, of those whose refusal shows.
+        reasons = ("failed-join-keeps-token", "rejoins-alone")
+        self.least = 2 if any(map(facts.has_bug, reasons)) else 1
 
-    def add(self, draw: st.DrawFn) -> None:
-        """Draw one more step: first the kind, then one of those that may come."""
-        ways = [self.joins, self.calls, self.looks, self.uses, self.leaves, self.refusals]
-        ways.append(self.departures)
-        # Few programs have three ranks and one outside, so refusals come more often there.
-        ways += [self.refusals] * (4 * (len(self.members) > 1))
-        # What one member does with a value of another, and leaves behind, needs several steps.
-        ways += [self.uses, self.leaves, *[self.leaves] * (2 * bool(self.homes))]
-        # What a refusal has left behind shows in what comes next.
-        ways += [self.leaves] * (4 * self.refused)
-        able = [found for way in ways if (found := way())]
-        # Calls must not drown the rest, so each kind is as likely.
-        options = able[draw(below(len(able)))]
+    def add(self, draw: Callable[[st.SearchStrategy[int]], int], *, must: bool = False) -> None:
+        """Draw one more step, or none: first the kind, then one of those that may come.
+
+        A number means the same kind after any steps, and 0 means none. So Hypothesis can leave out
+        a step, and the others stay the same.
+        """
+        # Few programs have three ranks and one outside, so refusals come more often there. What a
+        # refusal has left behind shows in what comes next. And what one member does with a value
+        # of another, and leaves behind, needs several steps.
+        ways = {
+            self.joins: 1,
+            self.calls: 1,
+            self.looks: 1,
+            self.uses: 2,
+            self.leaves: 2 + 2 * bool(self.homes) + 4 * self.refused,
+            self.refusals: 1 + 4 * (len(self.members) > 1),
+            self.departures: 1,
+        }
+        able = [way() for way in ways]
+        # Calls must not drown the rest, so a kind is as likely whatever number of steps it has.
+        weights = (weight if one else 0 for one, weight in zip(able, ways.values(), strict=True))
+        number = draw(_one_of((0, *weights)))
+        options = able[max(0, number - 1)] or next(filter(None, able))
         step, then = options[draw(below(len(options)))]
-        self.steps.append(step)
-        then()
+        if number or must:
+            self.steps.append(step)
+            then()
+
+    def close(self) -> None:
+        """Wait for what is still being made: at the end nothing else does."""
+        self.steps += [Fetch(self.homes[name], name) for name in self.unfetched]
 
     def joins(self) -> list[_Next]:
         """Ranks that may join; none after a refusal where that keeps the token of the group."""
@@ -119,12 +166,13 @@ class _Drawn:
     def refusals(self) -> list[_Next]:
         """Ranks whose join may be refused.
 
-        A rank of a static world takes no token, and needs one member; the others need two.
+        A rank of a static world takes no token, and needs one member. So do the others where torch
+        has them give it back; elsewhere they need two, so that more can follow.
         """
         steps: list[Member] = []
         for rank in self.outside():
             is_first = not self.inits[rank]
-            if len(self.members) > 1 and not self.stuck:
+            if len(self.members) >= self.least and not self.stuck:
                 steps.append(Member(rank, "refused"))
                 for taken in self.members:
                     steps.append(Member(rank, "refused", why="taken name", taken=taken))
@@ -143,8 +191,11 @@ class _Drawn:
             self.stuck = self.facts.has_bug("failed-join-keeps-token")
 
     def leaves(self) -> list[_Next]:
-        """Members that may leave: nobody holds a value of theirs."""
-        if self.stuck or self.broken or len(self.members) < 2:
+        """Members that may leave: nobody holds a value of theirs.
+
+        The last one stays, but after a refusal, for then its leave shows what that has left behind.
+        """
+        if self.stuck or self.broken or len(self.members) < (self.least if self.refused else 2):
             return []
         holds = set(self.homes.values()) if self.facts.has_bug("leaving-keeps-values") else set()
         able = [rank for rank in self.members if rank not in self.owners | holds]
@@ -165,7 +216,9 @@ class _Drawn:
 
     def leave(self, rank: int) -> None:
         self.members.remove(rank)
+        # Who leaves waits for its calls, and so for what they make.
         self.homes = {name: home for name, home in self.homes.items() if home != rank}
+        self.unfetched = {name: None for name in self.unfetched if name in self.homes}
 
     def looks(self) -> list[_Next]:
         """Members that look."""
@@ -195,17 +248,20 @@ class _Drawn:
                         step = Remote(home, owner, name)
                         found.append((step, partial(self.make, home, owner)))
         for name, home in self.homes.items():
-            found.append((Fetch(home, name), _nothing))
-            found.append((Drop(home, name), partial(self.drop, name)))
+            found.append((Fetch(home, name), partial(self.fetch, name)))
+            if name not in self.unfetched:
+                found.append((Drop(home, name), partial(self.drop, name)))
         return found
 
     def make(self, home: int, owner: int) -> None:
         name = letters(self.named)
         self.homes[name] = home
-        # At the end nothing waits for what is still being made.
-        self.steps.append(Fetch(home, name))
+        self.unfetched[name] = None
         self.owners.add(owner)
         self.named += 1
+
+    def fetch(self, name: str) -> None:
+        self.unfetched.pop(name, None)
 
     def drop(self, name: str) -> None:
         del self.homes[name]

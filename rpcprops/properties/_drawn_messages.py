@@ -390,7 +390,11 @@ def _argument_behind_its_delete(program: Program, fetch: Sent, rows: Sequence[Se
     """
     for number, step in enumerate(program.steps):
         if _takes_handle(step, fetch.rank):
-            ended = replace(program, steps=program.steps[: number + 1], settles=False)
+            try:
+                ended = replace(program, steps=program.steps[: number + 1], settles=False)
+            except UsageError:
+                # Some ends need a settle before them.
+                return
             for _, fault in _held_behind_a_delete(program, fetch, rows):
                 yield ended, fault
 

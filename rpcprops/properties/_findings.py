@@ -74,12 +74,11 @@ def _reinitialised(number: int) -> Case:
 
 
 def _given_up_fork_request(number: int) -> Case:
+    """Rank 1 makes an RRef at rank 2, and answers with it."""
     return _case(
         3,
-        Remote(0, 1, "a", left=_value(number)),
-        Share(0, "a", 2, "b"),
-        Settle(),
-        rank2=FaultTable(["RREF_FORK_REQUEST"], 6),
+        Nest(0, 1, 2, "a", left=_value(number)),
+        rank0=FaultTable(["RREF_FORK_REQUEST"], 6),
     )
 
 
@@ -94,14 +93,9 @@ def _second_failed_remote(number: int) -> Case:
 
 
 def _dropped_while_made(number: int) -> Case:
-    """Making the value takes 3 s, because the function fetches its argument, which is late."""
-    return _case(
-        2,
-        Own(0, "o", _value(number)),
-        Remote(0, 1, "a", right="o", timeout=1.0),
-        Drop(0, "a"),
-        rank1=FaultTable(messages_to_delay={"SCRIPT_RREF_FETCH_CALL": 3.0}),
-    )
+    """The function takes 9 s longer than the timeout. The shutdown drops the RRef meanwhile."""
+    made = Remote(0, 1, "a", left=_value(number), timeout=3.0, seconds=12.0)
+    return _case(2, made, settles=False)
 
 
 def _overtaken_creation(number: int) -> Case:
@@ -137,12 +131,8 @@ def _timed_out_type_query(number: int) -> Case:
 
 
 def _failed_async_proxy(number: int) -> Case:
-    return _case(
-        2,
-        Remote(0, 1, "a", left=_value(number), raises=True),
-        Through(0, "a", how="async"),
-        Drop(0, "a"),
-    )
+    """The value has no method of that name."""
+    return _case(2, Method(0, 1, "async", "missing", float(number)))
 
 
 def _asynchronous_proxy(number: int) -> Case:
@@ -305,12 +295,12 @@ def _refused_join(_: int) -> Case:
 
 
 def _rejoined(_: int) -> Case:
-    steps = (Member(0), Member(1), Member(1, "leave"), Member(1))
-    return _case(2, *steps, settles=False)
+    """The refused join is the first ``init_rpc`` of rank 1."""
+    return _case(2, Member(0), Member(1, "refused"), Member(1), settles=False)
 
 
 def _left_with_an_rref(number: int) -> Case:
-    steps = (Remote(1, 0, "a", left=_value(number)), Fetch(1, "a"), Member(1, "leave"))
+    steps = (Remote(1, 0, "a", left=_value(number)), Member(1, "leave"))
     return _case(2, Member(0), Member(1), *steps, Member(0, "look"), settles=False)
 
 
@@ -324,7 +314,8 @@ def _late_answer(number: int) -> Case:
 
 
 def _sent_after_reinit(number: int) -> Case:
-    return _case(2, Rejoin(0), Remote(0, 1, "a", left=_value(number)), Share(0, "a", 1, "b"))
+    """Rank 1 sends an RRef of rank 0 back to it."""
+    return _case(2, Rejoin(0), Nest(0, 1, 0, "a", left=_value(number)))
 
 
 def _fetch_after_delete(number: int) -> Case:
@@ -525,7 +516,7 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
         _refused_join,
     ),
     "rejoins-alone": (
-        "Who leaves a dynamic group and joins it again finds the other members.",
+        "Who joins a dynamic group finds its members, however often it has called init_rpc before.",
         _rejoined,
     ),
     "leaving-keeps-values": (

@@ -722,9 +722,10 @@ _ALL = (
         name="rejoins-alone",
         promise="WrongValue",
         why=(
-            "A process that leaves a dynamic group and joins it again is alone in a group of its "
-            "own, without an error. Torch counts the calls of init_rpc in a process, and looks for "
-            "the others under a prefix that contains that number."
+            "A process that leaves a dynamic group and joins it again, or joins it after it was "
+            "refused, is alone in a group of its own, without an error. Torch counts the calls of "
+            "init_rpc in a process, and looks for the others under a prefix that contains that "
+            "number."
         ),
         source="torch/distributed/rpc/__init__.py: init_rpc, _init_counter in the PrefixStore",
         shows_as=frozenset({"WrongValue"}),

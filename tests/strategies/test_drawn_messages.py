@@ -76,6 +76,15 @@ def test_programs_end_in_every_way() -> None:
     assert {("at once", False, 0), ("at once", True, 0), ("graceful", True, 3)} <= found
 
 
+def test_a_program_whose_end_needs_a_settle_keeps_it() -> None:
+    """A hold that would make it end without one is left out, and the draw goes on."""
+    steps = (Own(0, "a"), Remote(0, 1, "b", right="a"), Drop(0, "b"))
+    drawn = faults_of(Program(2, steps, num_worker_threads=2), 100, ("hold",))
+    timed = [case.program for case in drawn if case.program.end.how == "timed out"]
+    assert timed
+    assert all(program.settles for program in timed)
+
+
 def test_the_messages_of_a_program() -> None:
     """Requests and answers with their numbers, those of a shutdown too; a try that fails counts."""
     program = Program(2, (Remote(0, 1, "a"), Context(0, "x", (1,)), Call(1, 0)), settles=False)

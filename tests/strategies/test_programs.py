@@ -20,6 +20,7 @@ from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, FaultTable, Mess
 from rpcprops.oracle import predict
 from rpcprops.programs import (
     STEP_TYPES,
+    After,
     Bump,
     Call,
     Carry,
@@ -28,6 +29,7 @@ from rpcprops.programs import (
     Count,
     Drop,
     Fetch,
+    Gather,
     Graph,
     Leaf,
     Linear,
@@ -867,3 +869,12 @@ def test_arguments_are_keyword_only_and_described() -> None:
         assert "Shrinks" in text
         assert "UsageError" in text
         assert all(f"{name}: " in text for name in parameters)
+
+
+def test_nothing_rests_after_a_call_through_a_proxy() -> None:
+    """Its RRef is deleted once the step has ended, so no short default timeout may follow."""
+    quiet = (After(0, 1), Gather(0, (1, 1)))
+    for step in (*quiet, After(0, 1, of="proxy"), Gather(0, (1, 1), of="proxy")):
+        drawer = StepDrawer(lambda _: 0, 2)
+        drawer.steps.append(step)
+        assert drawer.rests == (step in quiet)

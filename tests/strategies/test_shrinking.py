@@ -4,60 +4,123 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import Phase, find, settings
 from hypothesis import strategies as st
+from hypothesis.errors import NoSuchExample
 
+from rpcprops._hunt import hunted
+from rpcprops.agents.wire import NAME as WIRE
 from rpcprops.faults import RETRYABLE_MESSAGE_TYPES, FaultPlan, MessageType
 from rpcprops.oracle import predict
-from rpcprops.programs import Program
+from rpcprops.programs import FailTwice, Rejoin, Retry
+from rpcprops.properties import Case
+from rpcprops.properties._drawn_messages import disturbed
 from rpcprops.strategies import fault_tables, programs, programs_under_faults
 from rpcprops.strategies.drawing import KINDS
-from rpcprops.torch_facts import UNKNOWN
+from rpcprops.torch_facts import FINDINGS, UNKNOWN
 from tests._draws import QUIET
 
 pytestmark = pytest.mark.nightly
 SEARCH = settings(
     QUIET, max_examples=20_000, derandomize=False, phases=[Phase.generate, Phase.shrink]
 )
+MENDED = UNKNOWN.as_if_mended()
+#: The kinds of step that hunts draw where there is no fault.
+ALL = (*KINDS, Rejoin.op, Retry.op, FailTwice.op)
 TABLES = st.one_of(
     fault_tables(),
     fault_tables(messages=tuple(MessageType), max_fail_sends=2),
     fault_tables(messages=RETRYABLE_MESSAGE_TYPES, max_fail_sends=7),
 )
-#: The fewest steps with which a drawn program meets a finding, of those of the simplest kinds where
-#: :data:`FEWER` names one that does the work of two.
-FEWEST = {
-    "fork-request-given-up": 2,
-    "second-failed-remote": 2,
-    "timed-out-remote-dropped": 2,
-    "shutdown-overtakes-creation": 1,
-    "shutdown-deletes-argument": 2,
-    "failed-async-proxy": 1,
-    "failed-backward-revisits-rank": 1,
-    "freed-context-used": 1,
-    "early-owner-fork": 3,
-    "readable-injected-error": 1,
-    "late-remote-to-self": 1,
-    "timed-out-type-query": 3,
+#: For each property that a hunt draws from: the findings that are searched for among its programs,
+#: with the steps at which each search ends. It is the property whose programs meet it most often.
+ENDS: dict[str, dict[str, int]] = {
+    "drawn-without-faults": {
+        "rref-lifetime-after-reinit": 2,
+        "failed-async-proxy": 1,
+        "failed-backward-revisits-rank": 1,
+        "freed-context-used": 1,
+        "garbled-exception-text": 1,
+        "functional-default-rate": 1,
+        "adagrad-wrong-parameter": 1,
+        "stale-gradients": 1,
+        "retried-without-payload": 1,
+        "profiled-events-lost": 2,
+        "profiling-key-kept": 1,
+        "refused-init-counted": 1,
+        "gathering-count-kept": 1,
+        "timeout-needs-thread": 1,
+        "unreadable-remote": 1,
+        "failed-pickle-keeps-tensors": 1,
+        "refused-remote-to-self": 1,
+    },
+    "drawn-within-budget": {
+        "timed-out-type-query": 3,
+        "early-owner-fork": 3,
+        "late-remote-to-self": 1,
+        "remote-module-skips-hooks": 1,
+        "remote-module-takes-names": 1,
+    },
+    "drawn-lost-calls": {
+        "second-failed-remote": 2,
+        "async-proxy-leaves-context": 1,
+        "readable-injected-error": 1,
+        "rref-sent-after-reinit": 2,
+    },
+    "drawn-beyond-budget": {
+        "fork-request-given-up": 2,
+        "shutdown-overtakes-creation": 1,
+        "context-after-cleanup": 1,
+        "future-exception-as-value": 1,
+        "unpicklable-after-rref": 1,
+        "unwritable-tensor": 1,
+        "guessed-rref-type": 1,
+        "attribute-error-as-value": 1,
+        "unconfirmed-user": 4,
+        "rounded-rprop-factor": 1,
+        "unchecked-optimizer-options": 1,
+        "late-answer-keeps-rref": 1,
+        "unreadable-tensor": 1,
+    },
+    "drawn-message-faults": {
+        "timed-out-remote-dropped": 1,
+        "shutdown-deletes-argument": 2,
+        "fetch-after-delete": 3,
+        "shutdown-races-delete": 1,
+    },
+    "drawn-groups": {
+        "failed-join-keeps-token": 3,
+        "rejoins-alone": 3,
+        "leaving-keeps-values": 5,
+        "dash-in-member-name": 2,
+    },
 }
-#: The kinds among which the search looks for a finding, where a search among all takes too long.
-#: `through` is one in a hundred of the steps that are drawn, and this finding needs two that use
-#: one handle, each with a timeout shorter than a delay.
-AMONG = {"timed-out-type-query": ("remote", "through")}
+CASES = [(name, finding, most) for name, ends in ENDS.items() for finding, most in ends.items()]
+#: The kinds among which the search looks for a finding that one in some thousands of drawn programs
+#: meets: each needs one of many forms of a step whose family is on in a part of the programs.
+AMONG = {
+    "adagrad-wrong-parameter": ("train",),
+    "stale-gradients": ("train",),
+    "refused-remote-to-self": ("carry",),
+}
 #: Findings of which one step, perhaps at more ranks, shows as much as two simpler ones: the fewest
 #: steps then, and the kinds to look among. No small change leads from two remotes to an Optimize of
-#: two parameters, or from a remote and a share to a Nest. So Hypothesis may end at either, and a
+#: two parameters, from a remote and a share to a Nest, or from two profiled calls to one step that
+#: makes both. So Hypothesis may end at either, and a
 #: search among programs with fewer steps finds the other.
-FEWER: dict[str, tuple[int, tuple[str, ...] | None]] = {
-    "second-failed-remote": (1, None),
-    "fork-request-given-up": (1, None),
+FEWER: dict[str, tuple[int, tuple[str, ...]]] = {
+    "second-failed-remote": (1, KINDS),
+    "fork-request-given-up": (1, KINDS),
     "early-owner-fork": (2, ("nest", "share", "bump")),
+    "profiled-events-lost": (1, ("profile",)),
 }
+#: Those that end at more than one step, in whichever kinds.
+LONG = [one for one in CASES if (FEWER[one[1]][0] if one[1] in FEWER else one[2]) > 1]
 SEEDS = range(5)
 #: The kinds that need an earlier step, or two.
 NEEDS: dict[str, int] = {
@@ -76,26 +139,53 @@ def smallest(
     return found
 
 
-def drawn_for(
-    most: int, kinds: tuple[str, ...] | None = None
-) -> st.SearchStrategy[tuple[Program, FaultPlan]]:
-    """Programs of up to so many steps, with plans, on a torch of which nothing is avoided."""
-    return programs_under_faults(
-        max_world_size=4,
-        max_steps=most,
-        tables=TABLES,
-        kinds=kinds,
-        facts=UNKNOWN.as_if_mended(),
+@cache
+def hunts(name: str) -> st.SearchStrategy[Case]:
+    """The cases that a hunt for what is known draws for a property."""
+    return hunted(known=True, agent=WIRE)[name].cases()
+
+
+def without_faults(most: int, kinds: tuple[str, ...]) -> st.SearchStrategy[Case]:
+    """Programs of up to so many steps without faults, on a torch of which nothing is avoided."""
+    plan = FaultPlan()
+    drawn = programs(max_world_size=4, max_steps=most, kinds=kinds, plan=plan, facts=MENDED)
+    return drawn.map(Case)
+
+
+def under_tables(most: int, kinds: tuple[str, ...]) -> st.SearchStrategy[Case]:
+    """The same with plans that have tables."""
+    drawn = programs_under_faults(
+        max_world_size=4, max_steps=most, tables=TABLES, kinds=kinds, facts=MENDED
     )
+    return drawn.map(lambda pair: Case(*pair))
+
+
+def shorter(name: str, most: int) -> st.SearchStrategy[Case]:
+    """Programs of all kinds and of up to so many steps, as hunts draw them for a property."""
+    if name == "drawn-groups":
+        return hunts(name).filter(lambda case: len(case.program.leaves) <= most)
+    if name == "drawn-message-faults":
+        drawn = programs_under_faults(
+            min_world_size=2, max_world_size=4, max_steps=most, tables=TABLES, facts=MENDED
+        )
+        return disturbed(drawn, MENDED, ("delay", "hold", "lose", "fail"))
+    return st.one_of(without_faults(most, ALL), under_tables(most, (*KINDS, Rejoin.op)))
+
+
+def test_each_finding_that_is_drawn_is_searched_for() -> None:
+    """Once, unless data beside it say why no drawn program meets it."""
+    drawn = sorted(name for name, finding in FINDINGS.items() if not finding.not_drawn)
+    assert sorted(finding for _, finding, _ in CASES) == drawn
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("finding", FEWEST)
-def test_a_finding_ends_at_its_fewest_steps(finding: str, seed: int) -> None:
+@pytest.mark.parametrize(("name", "finding", "steps"), CASES, ids=[one[1] for one in CASES])
+def test_a_finding_ends_at_its_fewest_steps(name: str, finding: str, steps: int, seed: int) -> None:
     """A program that the oracle says meets a finding shrinks to as few steps as are known."""
-    among = drawn_for(12, AMONG.get(finding))
-    program, _ = smallest(finding, among, partial(_meets, finding), seed)
-    assert len(program.leaves) <= FEWEST[finding]
+    among = without_faults(12, AMONG[finding]) if finding in AMONG else hunts(name)
+    case = smallest(finding, among, partial(_meets, finding), seed)
+    fewest = FEWER[finding][0] if finding in FEWER else steps
+    assert fewest <= len(case.program.leaves) <= steps
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -103,12 +193,27 @@ def test_a_finding_ends_at_its_fewest_steps(finding: str, seed: int) -> None:
 def test_another_search_finds_fewer_steps(finding: str, seed: int) -> None:
     """Where a step of another kind does the work of two, a search for fewer steps shows it."""
     most, kinds = FEWER[finding]
-    program, _ = smallest(finding, drawn_for(most, kinds), partial(_meets, finding), seed)
-    assert len(program.leaves) == most < FEWEST[finding]
+    case = smallest(finding, under_tables(most, kinds), partial(_meets, finding), seed)
+    assert len(case.program.leaves) == most < dict(one[1:] for one in CASES)[finding]
 
 
-def _meets(finding: str, drawn: tuple[Program, FaultPlan]) -> bool:
-    return finding in predict(*drawn).known_bugs
+@pytest.mark.parametrize(("name", "finding", "steps"), LONG, ids=[one[1] for one in LONG])
+def test_no_search_finds_fewer_steps_than_are_known(name: str, finding: str, steps: int) -> None:
+    """None of some thousand programs with fewer steps, of all kinds, meets the finding."""
+    fewest = FEWER[finding][0] if finding in FEWER else steps
+    began = time.process_time()
+    with pytest.raises(NoSuchExample):
+        find(
+            shorter(name, fewest - 1),
+            partial(_meets, finding),
+            settings=settings(SEARCH, max_examples=3000),
+            random=Random(0),
+        )
+    print(f"{finding:32} {time.process_time() - began:5.1f} s  none below {fewest}")
+
+
+def _meets(finding: str, case: Case) -> bool:
+    return finding in predict(case.program, case.plan).known_bugs
 
 
 @pytest.mark.parametrize("kind", KINDS)
