@@ -24,7 +24,10 @@ def patterns(facts: TorchFacts) -> Mapping[ErrorClass, str]:
         ),
         "creation": _plain(texts.creation),
         "injected": _plain(texts.injected),
-        "timeout": f"(?i:{_plain(texts.timeout)}|{texts.timed_out})",
+        # A refused keyword may be named so.
+        "timeout": (
+            f"(?i:{_plain(texts.timeout)}|(?<!{_plain(texts.proxy_keyword)}'){texts.timed_out})"
+        ),
     }
 
 

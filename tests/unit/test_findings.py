@@ -13,6 +13,7 @@ from rpcprops.faults import FaultPlan, FaultTable, MessageFault, NthMessage
 from rpcprops.oracle import FINDINGS, are_kept, judge, predict, set_apart
 from rpcprops.oracle._chosen import predict_for
 from rpcprops.oracle._findings import can_cause
+from rpcprops.oracle.errors import error_class
 from rpcprops.outcomes import Counters, Outcome, RaisedError, SentMessage, Violation
 from rpcprops.programs import (
     After,
@@ -1345,6 +1346,19 @@ def test_a_method_that_times_out_may_have_done_so_when_the_type_was_asked(
     """Its timeout may come before the answer to the first of the two messages, or of the second."""
     program = Program(2, (Method(1, 0, how=how, timeout=3.0, seconds=12.0),))
     assert predict(program, FaultPlan()).known_bugs == meets
+
+
+def test_a_keyword_that_is_refused_is_no_timeout() -> None:
+    """Though its name is "timeout": a method that had to time out must not have raised that."""
+    program = Program(2, (Method(0, 1, form="keyword timeout", timeout=3.0, seconds=12.0),))
+    text = "_invoke_rpc() got multiple values for argument 'timeout'"
+    assert error_class(RaisedError("TypeError", text)) == "unknown"
+    expected = predict(program, FaultPlan())
+    assert expected.steps[0].error == "timeout"
+    assert expected.known_bugs == {"proxy-takes-keywords"}
+    said = f"expected torch's timeout, got TypeError: {text}"
+    names = explained(program, FaultPlan(), Violation("UnexpectedError", said, 0, 0))
+    assert names == ("proxy-takes-keywords",)
 
 
 def test_what_a_failed_proxy_keeps_is_deleted_by_a_shutdown_only() -> None:
