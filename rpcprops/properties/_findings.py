@@ -579,7 +579,7 @@ _CASES: dict[str, tuple[str, Callable[[int], Case]]] = {
     ),
     "collect-all-ends-early": (
         "The future of collect_all is completed when all of its futures are.",
-        lambda number: _case(2, Gather(0, (1, 1), "done", _value(number), breaks=0, seconds=2.0)),
+        lambda number: _case(2, Gather(0, (1, 1), "done", _value(number), breaks=0, seconds=6.0)),
     ),
     "optimizer-options-by-place": (
         "DistributedOptimizer gives the optimizer its arguments, by place or by name.",

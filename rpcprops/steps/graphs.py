@@ -16,15 +16,25 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, get_a
 from rpcprops._given import shown
 from rpcprops.errors import UsageError
 from rpcprops.faults import MAX_DELAY, MessageType, WireMessageType
-from rpcprops.outcomes import Violation
+from rpcprops.outcomes import UNLIMITED_SLACK, Violation
 from rpcprops.steps.arguments import TENSORS, check_seconds
-from rpcprops.steps.base import CLEARLY_IN_TIME, OwnerOf, Sort, Step, Value, Way, is_close
+from rpcprops.steps.base import (
+    CLEARLY_IN_TIME,
+    OwnerOf,
+    Sort,
+    Step,
+    StepFails,
+    Value,
+    Way,
+    is_close,
+)
 from rpcprops.steps.in_rank.constants import LATE_TIMEOUT, TIMES_LATE
-from rpcprops.steps.rrefs import creation_ends_late, may_time_out
+from rpcprops.steps.rrefs import ask_type, creation_ends_late, may_time_out
 
 if TYPE_CHECKING:
     from rpcprops.oracle.model import Model
     from rpcprops.oracle.prediction import StepPrediction
+    from rpcprops.oracle.rrefs import Handle
     from rpcprops.programs.scope import Scope
     from rpcprops.strategies.drawing import StepDrawer
 
@@ -37,6 +47,12 @@ What: TypeAlias = Literal["add", "mul", "inplace", "custom", "hook"]
 #: ``relay`` lets an ``async_execution`` function ask the rank after that one (after the last comes
 #: the first). ``id`` and ``info`` name the rank by its id and its ``WorkerInfo``. ``builtin`` calls
 #: torch's operator itself, and ``script`` a TorchScript function, by ``rpc_sync`` or as is named.
+#:
+#: All ``proxy again`` of a rank share one RRef, which is made in the context and used there before
+#: the first of them; all ``proxy before`` share one that is made and used before the context.
+#: ``async then`` negates the result in a callback of its future, and ``async done`` does that in an
+#: ``add_done_callback``, which completes a future of the step's own. ``async wait_all`` and ``async
+#: collect_all`` wait for all their futures so far by that function of ``torch.futures``.
 How: TypeAlias = Literal[
     "",
     "sync",
@@ -54,6 +70,16 @@ How: TypeAlias = Literal[
     "script remote",
     "proxy async",
     "proxy remote",
+    "proxy again",
+    "proxy again async",
+    "proxy again remote",
+    "proxy before",
+    "proxy before async",
+    "proxy before remote",
+    "async then",
+    "async done",
+    "async wait_all",
+    "async collect_all",
 ]
 #: A leaf that requires a gradient, one with a hook that doubles its gradient too, or one that
 #: requires none.
@@ -122,7 +148,7 @@ class _Tape:
         self.needs.append(needs)
         self.degrees.append(degree)
 
-    def operate(self, what: What, operands: Sequence[int]) -> None:
+    def operate(self, what: What, operands: Sequence[int], how: How = "") -> None:
         """Add the result of an operation."""
         x, y = self.values[operands[0]], self.values[operands[-1]]
         match what:
@@ -136,6 +162,8 @@ class _Tape:
                 values = [2.0 * a for a in x]
             case "hook":
                 values = list(x)
+        if _negates(how):
+            values = [-a for a in values]
         degrees = [self.degrees[number] for number in operands]
         degree = sum(degrees) if what == "mul" else max(degrees)
         needs = any(self.needs[number] for number in operands)
@@ -148,8 +176,8 @@ def _tape(
 ) -> _Tape:
     """What a graph computes. Cached, because a drawn graph is entered several times."""
     tape = _Tape.of(value, inputs)
-    for what, operands, _, _ in operations:
-        tape.operate(what, operands)
+    for what, operands, _, how in operations:
+        tape.operate(what, operands, how)
     return tape
 
 
@@ -349,6 +377,7 @@ class Graph(Step):
     def predict(self, model: Model, call: str) -> StepPrediction:
         tape = self._tape()
         model.times.check_in_time(self, self.lasts)
+        before = self._make_before(model)
         hooks, gradients = self._backward(tape, model, call)
         expected: dict[str, Any] = {
             "results": tape.values[len(self.inputs) :],
@@ -358,7 +387,7 @@ class Graph(Step):
         }
         if self.beside:
             expected["beside"] = gradients
-            self._in_context(tape, model, call, f"{self.name}, beside")
+            self._in_context(tape, model, call, f"{self.name}, beside", before)
             self._backward(tape, model, call)
         self._meet_outside(model, tape, call)
         if self.inside is not None:
@@ -366,8 +395,39 @@ class Graph(Step):
         if self.late is not None:
             expected["late"] = True
             self._give_up(model, call, *self.late)
-        self._in_context(tape, model, call, self.name)
+        self._in_context(tape, model, call, self.name, before)
+        for handle in before.values():
+            model.drop(handle)
         return model.shows(expected)
+
+    def _make_before(self, model: Model) -> dict[int, Handle]:
+        """Make an RRef at each rank that has a ``proxy before``, and use it.
+
+        From then on the RRef knows the type of its value, or has a future of it that is complete
+        (``py_rref.cpp``: PyRRef::getRRefType keeps it; ``rref_proxy.py``: _invoke_rpc waits for it
+        in ``rpc_sync``). So an asynchronous call is made at once as well, by the thread that asks
+        for it, and in the context (``torch/futures/__init__.py``: Future.then calls a callback
+        inline where the future is complete).
+
+        Raises:
+            StepFails: a message of that is lost, and there is no context.
+        """
+        made: dict[int, Handle] = {}
+        ranks = [rank for _, _, rank, how in self.operations if how.startswith("proxy before")]
+        model.missing_contexts.add(self.name)
+        try:
+            for rank in dict.fromkeys(ranks):
+                made[rank], _ = model.remote(self.at, rank, typed=False)
+                model.creations.use(made[rank])
+                ask_type(model, made[rank], self.at, "", UNLIMITED_SLACK)
+                made[rank].rref.made = True
+                model.ask(self.at, rank, MessageType.PYTHON_CALL, made[rank])
+        except StepFails:
+            for handle in made.values():
+                model.drop(handle)
+            raise
+        model.missing_contexts.discard(self.name)
+        return made
 
     def _give_up(self, model: Model, call: str, rank: int, how: How) -> None:
         """Make the call that is slower than its timeout.
@@ -509,7 +569,7 @@ class Graph(Step):
 
     def _pass_on(self, number: int, slopes: dict[int, list[float]], tape: _Tape) -> None:
         """Pass the gradient of a result on to what it was computed from."""
-        what, operands, _, _ = self.operations[number - len(self.inputs)]
+        what, operands, _, how = self.operations[number - len(self.inputs)]
         slope = slopes[number]
         for operand, other in zip(operands, reversed(operands), strict=True):
             if not tape.needs[operand]:
@@ -517,10 +577,14 @@ class Graph(Step):
             factors = [_SLOPES.get(what, 1.0)] * len(slope)
             if what == "mul":
                 factors = tape.values[other]
+            if _negates(how):
+                factors = [-a for a in factors]
             _increase(slopes, operand, [a * b for a, b in zip(slope, factors, strict=True)])
 
-    def _in_context(self, tape: _Tape, model: Model, call: str, name: str) -> None:
-        """The messages and calls of one context.
+    def _in_context(
+        self, tape: _Tape, model: Model, call: str, name: str, before: Mapping[int, Handle]
+    ) -> None:
+        """The messages and calls of one context. `before` has the RRefs from before it, by rank.
 
         Every call travels as FORWARD_AUTOGRAD_REQ, which the agent neither fails nor delays. So
         does an answer that holds a tensor that requires a gradient; of another answer, the context
@@ -551,18 +615,35 @@ class Graph(Step):
                 then = (rank + 1) % model.world_size
                 known.call(rank, then, needs=needs)
                 model.calls[then][call] += 1
-            if how.startswith("proxy"):
-                # torch/distributed/rpc/rref_proxy.py: _invoke_rpc sends the RRef to its owner,
-                # twice if it is another rank's, whose type of value is asked for first.
-                self._remote(model, rank, sent=2 if rank != self.at else 1)
             if how.endswith("remote"):
                 self._remote(model, rank)
+        self._go_through(model, before)
         if self.inside is not None and self.inside != self.at and name == self.name:
             known.call(self.at, self.inside, needs=False)
             messages.call(self.at, self.inside, graded=0)
         if self.late is not None and name == self.name:
             known.call(self.at, self.late[0], needs=False)
         model.release(name, self.at, known)
+
+    def _go_through(self, model: Model, before: Mapping[int, Handle]) -> None:
+        """What becomes of the RRefs by which the proxies of one context call.
+
+        ``torch/distributed/rpc/rref_proxy.py``: _invoke_rpc sends the RRef to its owner with each
+        call, and once more if it is another rank's, whose type of value is asked for first.
+        """
+        again: Counter[int] = Counter()
+        for _, _, rank, how in self.operations:
+            if how.startswith("proxy before"):
+                model.drop(model.give(before[rank], self.at, rank))
+            elif how.startswith("proxy again"):
+                again[rank] += 1
+            elif how.startswith("proxy"):
+                self._remote(model, rank, sent=1 + (rank != self.at))
+        for rank, used in again.items():
+            is_far = rank != self.at
+            self._remote(model, rank, sent=is_far + 1 + used)
+            # It is created, asked for its type, and used by a call whose answer is no tensor.
+            model.in_contexts.call(self.at, rank, 2 + is_far, graded=0)
 
     def _count(self, model: Model, rank: int, how: How, passes: int, *, needs: bool) -> None:
         """Count the messages of one operation, through which so many passes go.
@@ -575,8 +656,10 @@ class Graph(Step):
         passes *= needs
         is_far = rank != self.at
         comes = is_far or not how.endswith("remote")
-        # rref_proxy.py: _invoke_rpc asks for the type, then calls.
-        calls = (1 + is_far) * how.startswith("proxy") + 1 + is_far * how.endswith("remote")
+        # rref_proxy.py: _invoke_rpc asks for the type, then calls. A proxy that was used before
+        # knows the type.
+        is_first = how in ("proxy", "proxy async", "proxy remote")
+        calls = (1 + is_far) * is_first + 1 + is_far * how.endswith("remote")
         messages.call(self.at, rank, calls, graded=int(comes and needs))
         messages.gradient(self.at, rank, passes * comes)
         messages.gradient(rank, self.at, passes)
@@ -844,6 +927,20 @@ def _is_python(how: How) -> bool:
     return bool(how) and not how.startswith(("builtin", "script"))
 
 
+def _negates(how: How) -> bool:
+    """Whether a callback of the future negates the result.
+
+    That is a part of the graph, wherever the callback runs. torch gives an answer its recv function
+    before it completes the future, by the id of the context that is in the message
+    (``python_functions.cpp``: toPyObjInternal; ``autograd/utils.cpp``: addRecvRpcBackward), and
+    completes it in the caller's state of autograd (toPyJitFuture, by wrapPropagateTLSState). The
+    documentation of ``Future.then`` promises its value. But the context belongs to the thread of
+    the caller alone (``autograd/context/container.cpp``: current_context_id_), so a callback may be
+    outside of it, and nothing is promised of calls that it makes. It makes none.
+    """
+    return how in ("async then", "async done")
+
+
 def _able(how: How) -> tuple[What, ...]:
     """What can be computed in that way."""
     return _COMPUTE.get(how.partition(" ")[0], _WHATS)
@@ -891,7 +988,7 @@ def _operate(drawer: StepDrawer, at: int, tape: _Tape, operations: list[Operatio
             what = "add"
         how = _way(drawer, how, what, needs=any(tape.needs[n] for n in operands))
         operations.append((what, operands, ranks[indices[1]] if how else at, how))
-        tape.operate(what, operands)
+        tape.operate(what, operands, how)
 
 
 def _way(drawer: StepDrawer, how: How, what: What, *, needs: bool) -> How:

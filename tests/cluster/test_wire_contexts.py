@@ -42,6 +42,25 @@ _OPERATIONS: Any = (
     ("add", (8, 8), 2, "relay"),
     ("add", (2, 2), 1, "relay"),
 )
+#: They give ten results in all, as those above.
+_USED: Any = (
+    ("mul", (0, 1), 1, "proxy before"),
+    ("add", (3, 2), 1, "proxy before async"),
+    ("hook", (4,), 2, "proxy again remote"),
+    ("inplace", (5,), 2, "proxy again async"),
+    ("custom", (6,), 0, "proxy before async"),
+    ("add", (7, 0), 0, "proxy again"),
+    ("add", (8, 1), 2, "proxy before remote"),
+)
+_FUTURES: Any = (
+    ("mul", (0, 1), 1, "async then"),
+    ("add", (3, 2), 2, "async done"),
+    ("add", (0, 4), 0, "async wait_all"),
+    ("hook", (4,), 1, "async wait_all"),
+    ("mul", (5, 6), 2, "async collect_all"),
+    ("custom", (4,), 1, "async collect_all"),
+    ("add", (7, 8), 0, ""),
+)
 _LEAVES: Any = ((0, "plain"), (1, "hooked"), (2, "fixed"))
 _GRAPH = Graph(0, "x", _LEAVES, _OPERATIONS, ((9,), (9,)), inside=1)
 
@@ -56,6 +75,9 @@ PROGRAMS = {
     "raises nested": (Context(0, "x", (2, 1), breaks=2, nested=True, retain=True),),
     "at the same time": (Parallel(((Context(0, "x", (1,)),), (Context(1, "y", (2,)),))),),
     "graph": (_GRAPH,),
+    "used proxies": (replace(_GRAPH, operations=_USED, inside=None),),
+    "used proxies beside": (replace(_GRAPH, operations=_USED, beside=True),),
+    "futures": (replace(_GRAPH, operations=_FUTURES),),
     "graphs beside": (replace(_GRAPH, beside=True, backwards=((9,),), inside=0),),
     "graph without backward": (replace(_GRAPH, backwards=(), inside=None),),
     "optimizers": (Optimize(0, "x", (0, 1, 2)), Train(1, "y", (0, 1), rounds=3)),

@@ -1269,7 +1269,7 @@ def _reached(world: World) -> Falsified:
 @defect("a slow call in a context gives its value in spite of its timeout")
 def _patient_in_context(world: World) -> Falsified:
     for index, leaf, _, seen in _steps(world):
-        if isinstance(leaf, Graph | Unreached) and "late" in seen.value:
+        if isinstance(leaf, Graph | Unreached) and "late" in (seen.value or ()):
             value = {**seen.value, "late": False}
             yield with_step(world.outcome, index, value=value), [("MissingError", leaf.at, index)]
         elif isinstance(leaf, Context) and leaf.late is not None:

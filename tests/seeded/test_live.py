@@ -212,6 +212,18 @@ LIVE: dict[str, Live] = {
         (("WrongGradient", 0, 0),),
         wrong.lose_gradients_of_proxies,
     ),
+    "loses a gradient behind a proxy that was used before": Live(
+        1,
+        (Graph(0, "x", ((0, "plain"),), (("add", (0, 0), 1, "proxy before async"),), ((1,),)),),
+        (("WrongGradient", 0, 0),),
+        wrong.lose_gradients_of_proxies,
+    ),
+    "loses a gradient behind a callback": Live(
+        0,
+        (Graph(0, "x", ((0, "plain"),), (("add", (0, 0), 1, "async then"),), ((1,),)),),
+        (("WrongGradient", 0, 0),),
+        wrong.lose_gradients_of_futures,
+    ),
     "leaves its context for a call": Live(
         0,
         (Context(0, "x", (1,), flavour="script", wait="async"),),

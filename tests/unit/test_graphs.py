@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, MessageFault, MessageType, WireMessageType
+from rpcprops.faults import FaultPlan, FaultTable, MessageFault, MessageType, WireMessageType
 from rpcprops.oracle import predict
-from rpcprops.programs import Drop, Fetch, Graph, Program, Settle
+from rpcprops.programs import Drop, Fetch, Graph, Program, Refused, Settle
+from rpcprops.steps.graphs import How
 from rpcprops.strategies import programs
 from tests._draws import draws
 
@@ -67,6 +68,61 @@ def test_a_rank_that_answers_without_a_gradient_cleans_up_nobody_else() -> None:
     sends = predict(Program(3, (graph,)), FaultPlan()).sends
     cleanup = MessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
     assert [(s.rank, s.message) for s in sends] == [(0, cleanup), (0, cleanup), (2, cleanup)]
+
+
+@pytest.mark.parametrize("how", ["async then", "async done"])
+def test_what_a_callback_computes_is_a_part_of_the_graph(how: Any) -> None:
+    """It negates the product, and so the gradient on its way back: -2 * 2x, and once more."""
+    operations: Any = (("mul", (0, 0), 1, how), ("inplace", (1,), 1, how))
+    graph = Graph(0, "x", LEAF, operations, ((1, 2),), (3.0,))
+    value = predict(Program(2, (graph,)), FaultPlan()).steps[0].value
+    assert value["results"] == [[-9.0], [17.0]]
+    assert value["gradients"] == value["alone"] == [[-6.0 + 12.0]]
+
+
+@pytest.mark.parametrize("how", ["proxy", "proxy again", "proxy before"])
+def test_an_rref_is_asked_for_its_type_once(how: Any) -> None:
+    """Two operations take an RRef each, or share one that has been used, also before a context."""
+    operations: Any = (("add", (0, 0), 1, how), ("mul", (1, 0), 1, how))
+    graph = Graph(0, "x", LEAF, operations, ((2,),), (3.0,), beside=True)
+    said = predict(Program(2, (graph,)), FaultPlan())
+    assert said.steps[0].value["beside"] == [[12.0]]
+    sent = [(send.rank, send.message) for send in said.sends]
+    accepts, deletes = MessageType.RREF_CHILD_ACCEPT, MessageType.RREF_USER_DELETE
+    numbers = [sent.count((0, MessageType.PYTHON_CALL)), sent.count((1, accepts))]
+    shared = {"proxy": [0, 8, 4], "proxy again": [0, 8, 2], "proxy before": [2, 6, 1]}
+    assert [*numbers, sent.count((0, deletes))] == shared[how]
+    assert sent.count((0, MessageType.PYTHON_REMOTE_CALL)) == (how == "proxy before")
+    assert all(held.owners == held.forks == 0 for held in said.counters)
+
+
+def test_a_proxy_that_was_used_is_called_in_its_context_by_rpc_async_as_well() -> None:
+    """Only the first asynchronous call is made in a callback, outside of the context."""
+    for how, met in (("", True), (" again", False), (" before", False)):
+        first: Any = ("add", (0, 0), 1, f"proxy{how} async")
+        said = predict(Program(2, (Graph(0, "x", LEAF, (first,), ((1,),)),)), FaultPlan())
+        assert ("async-proxy-leaves-context" in said.known_bugs) is met
+
+
+@pytest.mark.parametrize(
+    ("message", "error"), [("PYTHON_CALL", "injected"), ("PYTHON_REMOTE_CALL", "creation")]
+)
+def test_a_proxy_that_fails_before_its_context_leaves_none(message: Any, error: str) -> None:
+    """The step has that error, its function runs nowhere, and nobody knows the context."""
+    first: Any = ("hook", (0,), 1, "proxy before")
+    steps = (Graph(0, "x", LEAF, (first,), ((1,),)), Settle(), Refused(0, "x"))
+    said = predict(Program(2, steps), FaultPlan(FaultTable([message], 1)))
+    assert [step.error for step in said.steps] == [error, "", "missing"]
+    assert said.calls == ({}, {})
+    assert not said.wire_sends
+
+
+def test_every_way_to_compute_in_a_context_is_drawn() -> None:
+    """But for the one by which torch leaves the context."""
+    found = draws(programs(kinds=("graph",), max_world_size=2, plan=FaultPlan()), 1000)
+    graphs = [leaf for program in found for leaf in program.leaves if isinstance(leaf, Graph)]
+    hows = {how for graph in graphs for _, _, _, how in graph.operations}
+    assert hows == {*get_args(How)} - {"proxy async"}
 
 
 #: How a call is made that times out, and how many requests it takes in the context.

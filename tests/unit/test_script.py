@@ -71,6 +71,13 @@ from rpcprops.report.artefact import Artefact
 from rpcprops.report.as_test import regression_test
 from rpcprops.report.script import MARK, is_ours, literal, script_of, step_function
 
+_WAYS: Any = (
+    ("hook", (0,), 1, "proxy before async"),
+    ("mul", (1, 0), 2, "proxy again"),
+    ("add", (2, 0), 1, "async then"),
+    ("inplace", (3,), 2, "async done"),
+    ("add", (4, 0), 2, "async collect_all"),
+)
 EVERY = Program(
     3,
     (
@@ -120,6 +127,7 @@ EVERY = Program(
         FailTwice(0, 1, 2, "fails", seconds=4.0),
         Graph(0, "graph", ((0, "plain"), (1, "hooked")), (("add", (0, 1), 2, "relay"),), ((2,),)),
         Graph(1, "twice", ((2, "fixed"),), (("custom", (0,), 0, "proxy"),), beside=True, inside=2),
+        Graph(0, "ways", ((0, "plain"),), _WAYS, ((5,),)),
         Unreached(0, 2, "unreached"),
         Optimize(0, "optimized", (1, 2)),
         Train(0, "trained", (1, 2), "Adam", options=("betas",)),
@@ -131,6 +139,7 @@ EVERY = Program(
         Recurse(0, (1, 0), 0.1, spins=True),
         Deferred(0, 1, 2),
         Deferred(0, 1, 2, "raises", how="proxy"),
+        Deferred(0, 1, 2, how="class_proxy_async"),
         Scripted(0, 1, 2),
         Scripted(0, 1, 2, "fork", how="remote"),
         Carry(0, 1, "dataclass", "echo"),

@@ -28,6 +28,7 @@ from rpcprops.programs import (
 from rpcprops.steps.functions import (
     CallableForm,
     CalledBy,
+    DeferredBy,
     DeferredForm,
     Raised,
     RaisedIn,
@@ -93,6 +94,16 @@ def leaves_of(found: list[Program]) -> list[Any]:
                 *[(0, CALL), (1, ACCEPT), (0, REMOTE), (1, ACCEPT)],
                 *[(1, CALL), (0, FETCH), (0, DELETE), (0, DELETE)],
             ],
+        ),
+        (
+            Deferred(0, 1, 2, how="class_proxy_async"),
+            [(0, REMOTE), *[(0, CALL), (1, ACCEPT)] * 2, (1, CALL), (0, DELETE)],
+        ),
+        (Deferred(0, 0, 0, how="static_proxy_async"), [(0, REMOTE), (0, CALL), (0, CALL)]),
+        (Deferred(0, 1, 2, how="static_async"), [(0, CALL), (1, CALL)]),
+        (
+            Deferred(0, 1, 2, how="class_remote"),
+            [(0, REMOTE), (1, CALL), (0, FETCH), (0, DELETE)],
         ),
         (Scripted(0, 1, 2), [(0, SCRIPT), (1, SCRIPT)]),
         (Scripted(0, 1, 1, "fork"), [(0, SCRIPT), (1, SCRIPT)]),
@@ -272,6 +283,7 @@ def test_every_form_is_drawn_and_none_that_torch_breaks() -> None:
     assert {step.how for step in invoked} == set(get_args(CalledBy))
     deferred = leaves_of(draws(programs(kinds=("deferred",), min_steps=12, branches=False), 8))
     assert {step.form for step in deferred} == set(get_args(DeferredForm)) - {"exception"}
+    assert {step.how for step in deferred} == set(get_args(DeferredBy))
     scripted = leaves_of(draws(programs(kinds=("scripted",), min_steps=12, branches=False), 8))
     assert {step.form for step in scripted} == set(get_args(ScriptedForm))
     assert {step.how for step in scripted} == set(get_args(ScriptedBy))
@@ -303,6 +315,21 @@ def test_callbacks_that_wait_are_not_drawn_where_their_call_is_lost() -> None:
         for leaf in program.leaves:
             if isinstance(leaf, Deferred) and CALL in plan.table(leaf.to).failing:
                 assert leaf.form not in ("then", "thens", "again")
+
+
+def test_a_deferred_answer_that_fails_may_stay_in_the_frames_of_a_proxy() -> None:
+    """Only the error of an asynchronous call is put into a second future, and none is drawn."""
+    lost = FaultPlan(by_rank={1: FaultTable([CALL], 1)})
+    for how in get_args(DeferredBy):
+        prediction = predict(Program(3, (Deferred(0, 1, 2, "call", how=how),)), lost)
+        assert prediction.steps[0].error == "injected"
+        met = "failed-async-proxy" in prediction.known_bugs
+        assert met == how.endswith("proxy_async")
+    drawn = programs_under_faults(kinds=("deferred",), min_steps=4, tables=LOSING)
+    for program, plan in draws(drawn, 25):
+        for leaf in program.leaves:
+            if isinstance(leaf, Deferred) and CALL in plan.table(leaf.to).failing:
+                assert not leaf.how.endswith("proxy_async")
 
 
 def test_no_script_makes_an_rref_where_its_creation_may_fail() -> None:

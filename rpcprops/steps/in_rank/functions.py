@@ -458,6 +458,17 @@ def deferred_add(*args: Any) -> Any:
     return future_of(*args)
 
 
+def deferred_by_proxy(to: str, of: str, by: str, args: tuple[Any, ...]) -> Any:
+    """What such a method of an object at another rank gives, through an RRef."""
+    name = {"static_proxy": "static", "class_proxy": "of_class"}.get(of, "method")
+    rref: Any = rpc.remote(to, Deferring)
+    if by == "async":
+        return getattr(rref.rpc_async(), name)(*args).wait()
+    if by == "remote":
+        return getattr(rref.remote(), name)(*args).to_here()
+    return getattr(rref.rpc_sync(), name)(*args)
+
+
 def deferred(
     call: str,
     world: tuple[str, ...],
@@ -474,18 +485,13 @@ def deferred(
     """Call a function with `async_execution`; its value, or what it raised."""
     args = (call, form, world[then], tensor(left), tensor(right), seconds)
     there, limit = world[to], timeout_of(timeout)
+    of, _, by = how.rpartition("_") if how.endswith(("async", "remote")) else (how, "", "sync")
 
     def send() -> Any:
-        if how == "remote":
-            return rpc.remote(there, deferred_add, args=args).to_here()
-        if how == "proxy":
-            return rpc.remote(there, Deferring).rpc_sync().method(*args)
-        if how == "proxy_remote":
-            return rpc.remote(there, Deferring).remote().method(*args).to_here()
-        if how == "async":
-            return rpc.rpc_async(there, deferred_add, args=args, timeout=limit).wait()
-        function = {"static": Deferring.static, "class": Deferring.of_class}.get(how, deferred_add)
-        return rpc.rpc_sync(there, function, args=args, timeout=limit)
+        if "proxy" in of:
+            return deferred_by_proxy(there, of, by, args)
+        function = {"static": Deferring.static, "class": Deferring.of_class}.get(of, deferred_add)
+        return invoked(there, by, function, args, {}, limit)
 
     def is_kept(text: str) -> bool:
         return MARK in text

@@ -30,7 +30,10 @@ Leaves = Sequence[tuple[int, str]]
 
 
 class Task(NamedTuple):
-    """What is computed in a context: leaf n has `numbers[n]`, and is in `mine` if it is here."""
+    """What is computed in a context: leaf n has `numbers[n]`, and is in `mine` if it is here.
+
+    `before` has the RRefs that were made and used before the context, by their ranks.
+    """
 
     call: str
     world: tuple[str, ...]
@@ -40,6 +43,14 @@ class Task(NamedTuple):
     operations: Operations
     backwards: Sequence[Sequence[int]]
     seconds: float = 0.0
+    before: Mapping[int, Any] = {}
+
+
+class Together(NamedTuple):
+    """A future that is waited for together with all others of its kind: by `wait_all`, or so."""
+
+    by: str
+    future: Any
 
 
 class Late(NamedTuple):
@@ -91,6 +102,11 @@ def apply(what: str, inputs: Sequence[torch.Tensor], ran: Callable[[], None]) ->
     if copy.requires_grad:
         copy.register_hook(doubling(ran))  # type: ignore[no-untyped-call]
     return copy
+
+
+def negates(how: str) -> bool:
+    """Whether a callback of a future negates what an operation gives that gets there so."""
+    return how in ("async then", "async done")
 
 
 def apply_here(what: str, inputs: Sequence[torch.Tensor], ran: Callable[[], None]) -> torch.Tensor:
@@ -155,6 +171,10 @@ def relay(call: str, seconds: float, to: str, what: str, *inputs: torch.Tensor) 
 
 class Applier:
     """What a proxy stands for: it does operations at the rank of its RRef."""
+
+    def is_there(self) -> bool:
+        """Answer at once."""
+        return True
 
     def apply(self, call: str, seconds: float, what: str, *inputs: torch.Tensor) -> torch.Tensor:
         """One operation."""
@@ -238,7 +258,9 @@ def graph(
         for number, (home, sort) in enumerate(inputs)
         if home == here
     }
-    task = Task(call, world, inputs, numbers, mine, operations, backwards, seconds)
+    ranks = dict.fromkeys(rank for _, _, rank, how in operations if how.startswith(BEFORE))
+    before = {rank: used_proxy(world[rank]) for rank in ranks}
+    task = Task(call, world, inputs, numbers, mine, operations, backwards, seconds, before)
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(in_context, task) if beside else None
         slow = None if late is None else Late(*late, late_timeout, out)
@@ -252,7 +274,7 @@ def in_context(
     task: Task, name: str = "", inside: int | None = None, late: Late | None = None
 ) -> dict[str, Any]:
     """The id of a context, the results of the operations in it, and the gradients of the leaves."""
-    call, world, leaves, numbers, mine, operations, backwards, seconds = task
+    call, world, leaves, numbers, mine, _, backwards, _, before = task
     result: dict[str, Any] = {}
     with dist_autograd.context() as context_id:
         if name:
@@ -271,14 +293,7 @@ def in_context(
         # What each number stands for: a tensor, a call of which nothing has come back yet, or None
         # for a leaf of another rank that has not been fetched.
         found: list[Any] = [mine.get(number) for number in range(len(leaves))]
-        for what, operands, rank, how in operations:
-            inputs = [arrived(found, rrefs, number) for number in operands]
-            then = world[(rank + 1) % len(world)]
-            if how:
-                args = (call, seconds, what, *inputs)
-                found.append(start(target_of(world, rank, how), then, how, args))
-            else:
-                found.append(apply_here(what, inputs, functools.partial(hook_ran, call)))
+        operate(task, found, rrefs, dict(before))
         results = [arrived(found, rrefs, n) for n in range(len(leaves), len(found))]
         result["results"] = [one.tolist() for one in results]
         if late is not None and slow is not None:
@@ -296,14 +311,81 @@ def in_context(
     return result
 
 
+#: The ways that take an RRef which was used before: before the context, or earlier in it.
+BEFORE = "proxy before"
+AGAIN = "proxy again"
+
+
+def used_proxy(to: str) -> Any:
+    """The RRef of a new object, which has been used, so that the type of its value is known."""
+    rref: Any = rpc.remote(to, Applier)
+    rref.rpc_sync().is_there()
+    return rref
+
+
+def operate(
+    task: Task, found: list[Any], rrefs: Mapping[int, Any], before: Mapping[int, Any]
+) -> None:
+    """Do the operations of a graph in order, and add to `found` what each gives."""
+    call, world = task.call, task.world
+    again: dict[int, Any] = {}
+    for what, operands, rank, how in task.operations:
+        inputs = [arrived(found, rrefs, number) for number in operands]
+        args = (call, task.seconds, what, *inputs)
+        form = how.rpartition(" ")[2]
+        if how.startswith(BEFORE):
+            found.append(through_proxy(before[rank], form, args))
+        elif how.startswith(AGAIN):
+            if rank not in again:
+                again[rank] = used_proxy(world[rank])
+            found.append(through_proxy(again[rank], form, args))
+        elif how:
+            then = world[(rank + 1) % len(world)]
+            found.append(start(target_of(world, rank, how), then, how, args))
+        else:
+            found.append(apply_here(what, inputs, functools.partial(hook_ran, call)))
+
+
 def arrived(found: list[Any], rrefs: Mapping[int, Any], number: int) -> torch.Tensor:
     """The tensor of that number, fetched or waited for when it is first needed."""
     if found[number] is None:
         found[number] = rrefs[number].to_here()
+    elif isinstance(found[number], Together):
+        await_together(found, found[number].by)
     elif not isinstance(found[number], torch.Tensor):
         found[number] = found[number].wait()
     one: torch.Tensor = found[number]
     return one
+
+
+def await_together(found: list[Any], by: str) -> None:
+    """Wait for all futures of that kind at once, and put their values into their places."""
+    numbers = [n for n, one in enumerate(found) if isinstance(one, Together) and one.by == by]
+    futures = [found[number].future for number in numbers]
+    if by == "wait_all":
+        values = torch.futures.wait_all(futures)
+    else:
+        values = [one.wait() for one in torch.futures.collect_all(futures).wait()]
+    for number, value in zip(numbers, values, strict=True):
+        found[number] = value
+
+
+def handed_on(future: Any, form: str) -> Any:
+    """A future, or what it becomes by a callback, or by waiting for others with it."""
+    if form == "then":
+        return future.then(lambda done: -done.wait())
+    if form == "done":
+        made: Any = torch.futures.Future()
+
+        def complete(done: Any) -> None:
+            try:
+                made.set_result(-done.wait())
+            except Exception as error:
+                made.set_exception(error.with_traceback(None))
+
+        future.add_done_callback(complete)
+        return made
+    return Together(form, future) if form in ("wait_all", "collect_all") else future
 
 
 def start(to: Any, then: str, how: str, args: tuple[Any, ...]) -> Any:
@@ -320,6 +402,8 @@ def start(to: Any, then: str, how: str, args: tuple[Any, ...]) -> Any:
     if kind in COMPUTES:
         _, _, what, *inputs = args
         function, args = COMPUTES[kind][what], tuple(inputs)
+    if kind == "async":
+        return handed_on(rpc.rpc_async(to, function, args=args), form)
     form = form or kind
     if form == "async":
         return rpc.rpc_async(to, function, args=args)
@@ -423,8 +507,9 @@ def alone(
         if sort == "hooked":
             leaf.register_hook(doubling(hook))  # type: ignore[no-untyped-call]
         found.append(leaf)
-    for what, operands, _, _ in operations:
-        found.append(apply_here(what, [found[number] for number in operands], hook))
+    for what, operands, _, how in operations:
+        one = apply_here(what, [found[number] for number in operands], hook)
+        found.append(-one if negates(how) else one)
     for index, roots in enumerate(backwards):
         losses = [found[number].sum() for number in roots]
         torch.autograd.backward(losses, retain_graph=index + 1 < len(backwards))
