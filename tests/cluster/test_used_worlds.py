@@ -552,7 +552,7 @@ def profiled() -> str:
     from torch.autograd import profiler_legacy
     from torch.distributed import rpc
 
-    with profiler_legacy.profile():
+    with profiler_legacy.profile():  # type: ignore[no-untyped-call]
         return str(rpc.rpc_sync("worker1", operator.add, (1, 2)))
 
 
@@ -574,8 +574,7 @@ def test_a_users_world_ends_where_torch_keeps_something(
     rpc_cluster.server.servers.kept.close()
 
     def example(plan: FaultPlan) -> bool:
-        options: ClusterOptions = {"world_size": 2, "agent": "wire", "reuse": True, "clock": 100.0}
-        with rpc_cluster(faults=plan, **options) as cluster:
+        with rpc_cluster(world_size=2, agent="wire", reuse=True, clock=100.0, faults=plan) as cluster:
             assert cluster.on(0).call(call) == (shows if plan.others or not fails else "3")
         return cluster.is_used
 
