@@ -574,7 +574,9 @@ def test_a_users_world_ends_where_torch_keeps_something(
     rpc_cluster.server.servers.kept.close()
 
     def example(plan: FaultPlan) -> bool:
-        with rpc_cluster(world_size=2, agent="wire", reuse=True, clock=100.0, faults=plan) as cluster:
+        with rpc_cluster(
+            world_size=2, agent="wire", reuse=True, clock=100.0, faults=plan
+        ) as cluster:
             assert cluster.on(0).call(call) == (shows if plan.others or not fails else "3")
         return cluster.is_used
 
