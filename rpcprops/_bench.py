@@ -335,21 +335,26 @@ class Bench:
                 median["faultless"] / median["prepared floor"]
             ),
         }
-        spreads: dict[str, Spread] = {}
+        headline: dict[str, tuple[Sample, Sample]] = {}
         if has_wire:
             new, used = samples["new, no faults"], samples["used, no faults"]
-            spreads["used_world"] = new.seconds.against(used.seconds)
+            headline["used_world"] = new, used
             ratios["used world against new, processor"] = (
                 new.processor.median / used.processor.median
             )
         if harness_rounds:
-            ours = samples["used" if has_wire else "fast"]
-            spreads["faulted"] = samples["harness"].seconds.against(ours.seconds)
+            headline["faulted"] = samples["harness"], samples["used" if has_wire else "fast"]
             ratios["fast against PyTorch's harness"] = median["harness"] / median["fast"]
         return {
             "samples": [sample_json(sample, waits) for sample in samples.values()],
             "ratios": {name: round(ratio, 2) for name, ratio in ratios.items()},
-            "headline": {name: _spread(spread) for name, spread in sorted(spreads.items())},
+            "headline": {
+                name: {
+                    "of": [one.name, other.name],
+                    "spread": _spread(one.seconds.against(other.seconds)),
+                }
+                for name, (one, other) in sorted(headline.items())
+            },
         }
 
     def ledger(self, programs: Sequence[Program] = ()) -> list[dict[str, Any]]:

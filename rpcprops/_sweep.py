@@ -27,7 +27,7 @@ from rpcprops.confirmation import Sight, confirm
 from rpcprops.errors import UsageError, text_of
 from rpcprops.faults import FaultPlan, FaultTable, retryable_tables
 from rpcprops.oracle import fired, fired_by_type
-from rpcprops.outcomes import Violation
+from rpcprops.outcomes import SentMessage, Violation
 from rpcprops.programs import Program
 from rpcprops.properties import (
     Case,
@@ -58,6 +58,8 @@ Verdict = Literal[TableVerdict, "documented", "overdue", "unmet", "ran", "waits"
 DIRECTORY = Path(".rpcprops") / "sweeps"
 _MAGIC = "rpcprops sweep"
 _FORMAT = 2
+#: The key of the line that holds the messages of the run without faults.
+_MESSAGES = "messages"
 
 
 class Place(Protocol):
@@ -233,6 +235,7 @@ class State:
     Attributes:
         torch_version: the torch that the records are of.
         path: the file; it is made when the first record is added.
+        messages: those of the run without faults, if its points are swept and it was kept.
         unwritten: why the file lacks the last records, if they could not be written.
     """
 
@@ -265,11 +268,16 @@ class State:
             self.path, "record of this sweep", first, "--restart begins a new one", identifies=True
         )
         self.records: dict[FaultPlan, Record] = {}
+        self.messages: tuple[SentMessage, ...] = ()
         if restart:
             self._file.begin_anew()
             return
-        self.records |= {record.plan: record for record in self._file.read(_record)}
-        if self.records:
+        for line in self._file.read(_line):
+            if isinstance(line, Record):
+                self.records[line.plan] = line
+            else:
+                self.messages = line
+        if self.records or self.messages:
             # Remove the incomplete line of a run that was killed.
             self._file.append()
 
@@ -277,6 +285,11 @@ class State:
     def unwritten(self) -> Unwritten | None:
         """Why the file lacks the last records, if they could not be written."""
         return self._file.unwritten
+
+    def keep(self, messages: tuple[SentMessage, ...]) -> None:
+        """Keep the messages of the run without faults, whose order may differ between two runs."""
+        self.messages = messages
+        self._file.append(json.dumps({_MESSAGES: to_json(messages)}).encode())
 
     def add(self, record: Record) -> None:
         """Keep a record, and append it to the file; with the next one if that fails now."""
@@ -289,8 +302,11 @@ class State:
         return record is not None and record.verdict != "undecided"
 
 
-def _record(line: bytes) -> Record:
-    return from_json(json.loads(line), Record)
+def _line(line: bytes) -> Record | tuple[SentMessage, ...]:
+    data = json.loads(line)
+    if isinstance(data, dict) and set(data) == {_MESSAGES}:
+        return from_json(data[_MESSAGES], tuple[SentMessage, ...])
+    return from_json(data, Record)
 
 
 class Sweep:

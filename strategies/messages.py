@@ -146,8 +146,9 @@ def _kinds(action: MessageAction, messages: object) -> _Kinds:
         kind for kind in _ALL if kind in given and (kind.is_request or action not in _OF_REQUESTS)
     )
     if not kinds:
+        done = "be duplicated" if action == "duplicate" else action
         msg = (
-            f"{argument('messages', messages)} holds no message that can {action}; name a "
+            f"{argument('messages', messages)} holds no message that can {done}; name a "
             f"{'request' if action in _OF_REQUESTS else 'type'}, or take {action!r} out of actions."
         )
         raise UsageError(msg)

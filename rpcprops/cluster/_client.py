@@ -67,6 +67,8 @@ class ClusterServer:
         self.agent = agents.named(agents.default_name() if agent is None else agent).name
         #: Set while the examples of a confirmation run: the rate of clusters that name no clock.
         self.override_rate: float | None = None
+        #: Set while a failing example runs again: no cluster has used ranks, whatever it asks for.
+        self.only_fresh = False
         #: The fastest rate of clusters whose clock nobody has chosen; None is the server's rate.
         self.auto_limit: float | None = None
         #: Called with each cluster before its ranks are forked.
@@ -170,7 +172,7 @@ class ClusterServer:
         self.servers.replace_if_dead()
         given: ClusterOptions = {"agent": self.agent, **options}
         world = complete(given, rate_of=self.rate_of, network=self.network)
-        if self.override_rate is not None:
+        if self.only_fresh or self.override_rate is not None:
             # Only fresh ranks can confirm a failure.
             world = replace(world, reuse=False)
         return Cluster(

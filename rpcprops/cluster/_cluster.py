@@ -20,7 +20,7 @@ from rpcprops.cluster._ranks import Ranks
 from rpcprops.cluster._settling import Settling
 from rpcprops.cluster.deadlines import Deadlines
 from rpcprops.cluster.options import WorldOptions
-from rpcprops.cluster.reuse import can_be_set
+from rpcprops.cluster.reuse import can_be_set, left_in_statics
 from rpcprops.cluster.servers import Servers
 from rpcprops.errors import HarnessError, UsageError
 from rpcprops.faults import FaultPlan, FaultTable
@@ -167,8 +167,9 @@ class Cluster:
             raise
         finally:
             if error is not None and self.ranks.kept is not None:
+                count = self.ranks.kept.programs
                 error.add_note(
-                    f"These ranks had run {self.ranks.kept.programs} clusters before this one "
+                    f"These ranks had run {count} cluster{'s' * (count > 1)} before this one "
                     f"(reuse=True). Only what also fails in fresh ranks, which the next such "
                     f"cluster has, says something of the code under test."
                 )
@@ -264,10 +265,14 @@ class Cluster:
         why = _staying.stay(self.ranks, self._phases, self.deadlines, self.options)
         if not why and not self.ranks.are_silent:
             why = "a message of a rank is left"
+        # Nothing can change any more if this is empty, and to read the ledger takes a millisecond.
+        outcome = None if why else self._make_outcome()
+        if outcome is not None and self.program is None:
+            # Of a program it is predicted.
+            why = left_in_statics(outcome.messages, outcome.messages_dropped)
         self.stays = not why
         if self.stays:
-            # Nothing can change any more, and to read the ledger takes a millisecond.
-            self._outcome = self._make_outcome()
+            self._outcome = outcome
         return why
 
     @property

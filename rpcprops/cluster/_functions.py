@@ -73,7 +73,15 @@ def _find(module: types.ModuleType, qualname: str) -> Any:
 
 
 def _import_member(module: str, qualname: str) -> Any:
-    return _find(importlib.import_module(module), qualname)
+    found = _find(importlib.import_module(module), qualname)
+    if found is None:
+        msg = (
+            f"the module {module} of a rank has no {qualname}: ranks import the script, and do not "
+            f'run what stands under if __name__ == "__main__". Define {qualname} above that line, '
+            f"at the top of the script, or in a module of its own."
+        )
+        raise UsageError(msg)
+    return found
 
 
 class _SharedCell:

@@ -69,9 +69,11 @@ class ClusterOptions(TypedDict, total=False):
             options have used, and lets later ones use them. That needs ``agent="wire"``, which can
             tell that a rank is at rest: no counter, no RRef, no context, no thread, and no message
             is left. Ranks of which that is not true, or whose block has raised, are not used
-            again. What your functions change in Python besides RPC, such as globals of your
-            modules or the state of random generators, stays in such ranks. ``Cluster.is_used``
-            says whether ranks were used before; examples that confirm a failure have fresh ones.
+            again, nor those in which the creation of an RRef has failed or a profiler has run
+            around a call: torch keeps something of both in the process. What your functions change
+            besides RPC stays in such ranks: globals of your modules, random generators, the working
+            directory, the environment, ``sys.path``, open files. ``Cluster.is_used`` says
+            whether ranks were used before; examples that confirm a failure have fresh ones.
     """
 
     world_size: Required[int]

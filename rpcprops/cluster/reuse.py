@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from rpcprops.agents.wire import NAME
 from rpcprops.faults import FaultPlan, MessageFault
 from rpcprops.oracle import Prediction
-from rpcprops.outcomes import UNLIMITED_SLACK, StepOutcome
+from rpcprops.outcomes import UNLIMITED_SLACK, SentMessage, StepOutcome
 from rpcprops.programs import End, Program, Step
 
 #: Kinds of step after which RPC, and all that torch keeps in statics, is as before: torch's source
@@ -27,6 +27,10 @@ KINDS = frozenset(
         *("pause", "settle"),
     }
 )
+#: What creates an RRef. In an autograd context a creation is sent inside the last of them, as calls
+#: are, and no record says which of both it was (``autograd/utils.cpp: getMessageWithAutograd``).
+_CREATIONS = ("PYTHON_REMOTE_CALL", "SCRIPT_REMOTE_CALL", "FORWARD_AUTOGRAD_REQ")
+_PROFILED = "RUN_WITH_PROFILING_REQ"
 #: What faults of any message may do. A message that was lost leaves a call that has no end.
 _ACTIONS = ("fail", "delay", "hold", "duplicate")
 
@@ -59,6 +63,31 @@ def may_reuse(program: Program, plan: FaultPlan, agent: str, prediction: Predict
         and not prediction.has_failed_creation
         and not prediction.met
     )
+
+
+def left_in_statics(messages: Sequence[SentMessage], dropped: int = 0) -> str:
+    """Why the process of a rank is not as new after a user's code sent these; empty if it may be.
+
+    No rank holds any of it, and none can be asked for it, so the record must tell. One is the
+    creation that failed (see :func:`may_reuse`). The other is a request that ran under a profiler:
+    ``request_callback_no_python.cpp: RequestCallbackNoPython::processRunWithProfilingReq`` leaves
+    the state of the profiler in the thread that has served it.
+
+    A profiled call that torch could not pickle sends nothing, so this does not see it
+    (``rpc/api.py: _enable_rpc_profiler`` has set the key of its thread by then).
+
+    Args:
+        dropped: how many further messages had no room in the record, and may be such ones.
+    """
+    if dropped:
+        return "the record of messages is full"
+    for sent in messages:
+        if sent.type == _PROFILED:
+            return "a profiler has run around a call"
+        failed = sent.became in ("failed", "timed_out") or "raised" in sent.marks
+        if sent.type in _CREATIONS and (failed or sent.failed_by_table):
+            return f"a {sent.type} has failed"
+    return ""
 
 
 def _profiles(step: Step) -> bool:

@@ -14,12 +14,6 @@ from rpcprops.commands import stop
 from rpcprops.commands.live import compiling, live, out, plain
 from rpcprops.commands.shared import Clock, check_json, running, say_torch, write_json
 
-#: The ratios that stand by themselves in the JSON file, in words.
-_RATIOS = {
-    "faulted": "PyTorch's harness against a faulted example of ours, in a used world where WIRE is",
-    "used_world": "a new world against a used one, no faults",
-}
-
 
 def bench(
     *,
@@ -59,6 +53,9 @@ def bench(
     from rpcprops.report.artefact import versions
 
     check_json(json_file)
+    if ledger:
+        # Without a compiler, all that is measured before would be lost.
+        agents.named(WIRE).prepare()
     with running(clock) as runner:
         say_torch(runner)
         report: dict[str, Any] = {"versions": versions(), "rate": runner.server.rate}
@@ -68,9 +65,11 @@ def bench(
                 Bench(runner, repeats, line.begin) as bench,
             ):
                 report["comparison"] = bench.comparison(harness)
-                spreads = report["comparison"].pop("headline")
+                headline = report["comparison"].pop("headline")
+                spreads = {name: one["spread"] for name, one in headline.items()}
                 report["ratios"] = {name: one["median"] for name, one in spreads.items()}
                 report["ratio_spreads"] = spreads
+                report["ratios_of"] = {name: one["of"] for name, one in headline.items()}
                 _print_samples("four ranks, all four types failing three times", report)
                 if growth:
                     report["growth"] = bench.growth()
@@ -83,7 +82,6 @@ def bench(
                     for name, rows in report["growth"].items():
                         out.print(_rows_table(f"growth with {name.replace('_', ' ')}", name, rows))
                 if ledger:
-                    agents.named(WIRE).prepare(compiling)
                     report["ledger"] = bench.ledger()
                     for row in report["ledger"]:
                         out.print(_ledger_line(row))
@@ -102,7 +100,8 @@ def _print_samples(title: str, report: dict[str, Any]) -> None:
         out.print(f"{name}: {ratio:g} times")
     for name, spread in report["ratio_spreads"].items():
         said = f"{spread['median']:.1f} times ({spread['least']:.1f} to {spread['greatest']:.1f})"
-        out.print(f"{_RATIOS[name]} (ratios.{name}): {said}")
+        one, other = report["ratios_of"][name]
+        out.print(f"{plain(one)} against {plain(other)} (ratios.{name}): {said}")
     for sample in comparison["samples"]:
         if "fault_seconds_per_second" in sample:
             seconds = sample["fault_seconds_per_second"]

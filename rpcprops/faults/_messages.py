@@ -62,8 +62,8 @@ _MOST_RECORDED = 1_000_000
 
 _CLEANUP = WireMessageType.CLEANUP_AUTOGRAD_CONTEXT_REQ
 
-#: What can happen to requests only.
-_OF_REQUESTS = ("fail", "duplicate")
+#: What can happen to requests only, in words.
+_OF_REQUESTS = {"fail": "fail", "duplicate": "be duplicated"}
 
 
 def _number(value: object) -> int:
@@ -108,6 +108,17 @@ def _selects(one: MessageFault | NthMessage, sent: SentMessage) -> bool:
         and one.to in (None, sent.receiver)
         and one.message in (None, sent.type)
         and (one.way is None or (one.way == "request") == sent.is_request)
+    )
+
+
+def _types(one: MessageFault | NthMessage) -> tuple[WireMessageType, ...]:
+    """The types of the messages that are meant."""
+    if one.message is not None:
+        return (one.message,)
+    return tuple(
+        kind
+        for kind in WireMessageType
+        if one.way is None or kind.is_request == (one.way == "request")
     )
 
 
@@ -303,16 +314,22 @@ class MessageFault(Fault):
         # The callback of pipeWrite in TensorPipeAgent::sendCompletedResponseMessage only logs, and
         # TensorPipeAgent::send asserts that the id of a response is known (tensorpipe_agent.cpp).
         if self.way == "response" or (self.message and not self.message.is_request):
-            msg = f"a response ({_selection(self)}) cannot {self.action}: {why}; {remedy}."
+            msg = (
+                f"a response ({_selection(self)}) cannot {_OF_REQUESTS[self.action]}: {why}; "
+                f"{remedy}."
+            )
             raise UsageError(msg)
         if self.message is None and self.way is None:
-            msg = f"only requests can {self.action} ({why}); name a type, or write way='request'."
+            msg = (
+                f"only requests can {_OF_REQUESTS[self.action]} ({why}); name a type, or write "
+                f"way='request'."
+            )
             raise UsageError(msg)
 
     def _check_delay(self) -> None:
-        delay = checked_delay(self.delay, "delay")
-        object.__setattr__(self, "delay", delay)
         takes_time = self.action in ("delay", "hold")
+        delay = checked_delay(self.delay, "delay", may_be_zero=not takes_time)
+        object.__setattr__(self, "delay", delay)
         if takes_time and not delay:
             what = "by which they are late" if self.action == "delay" else "that they wait at most"
             msg = f"action={self.action!r} needs the virtual seconds {what}, such as delay=1.0."
@@ -340,10 +357,23 @@ class MessageFault(Fault):
                 "go; to send them late, write 'delay'."
             )
             raise UsageError(msg)
-        same = (self.until.rank, _selection(self.until)) == (self.rank, _selection(self))
-        if same and self.acts_on(self.until.n):
+        if self._holds(self.until):
             msg = f"until={self.until!r} is itself held, so it would wait for itself; name another."
             raise UsageError(msg)
+
+    def _holds(self, until: NthMessage) -> bool:
+        """Whether it acts on the message `until`, whatever the ranks send.
+
+        Where it acts on some messages only, their numbers tell, if both count the same messages.
+        """
+        if self.which == "every":
+            return (
+                until.rank == self.rank
+                and self.to in (None, until.to)
+                and set(_types(until)) <= set(_types(self))
+            )
+        same = (until.rank, _selection(until)) == (self.rank, _selection(self))
+        return same and self.acts_on(until.n)
 
     def __repr__(self) -> str:
         defaults = {
@@ -376,13 +406,7 @@ class MessageFault(Fault):
     @property
     def may_be(self) -> tuple[WireMessageType, ...]:
         """The types of the messages that it acts on."""
-        if self.message is not None:
-            return (self.message,)
-        return tuple(
-            kind
-            for kind in WireMessageType
-            if self.way is None or kind.is_request == (self.way == "request")
-        )
+        return _types(self)
 
     @property
     def targets(self) -> tuple[MessageType, ...]:

@@ -57,7 +57,8 @@ def points(
     given = items("actions", actions, _MAX_ACTIONS, "a collection of actions")
     wrong = [action for action in given if action not in _ALONE]
     if wrong:
-        msg = f"actions holds {shown(wrong[0])}; a single message can {', '.join(_ALONE)}."
+        known = ", ".join(_ALONE)
+        msg = f"actions holds {shown(wrong[0])}; the actions of a single message are {known}."
         raise UsageError(msg)
     found: list[MessageFault] = []
     for sent, number in _numbered(messages):

@@ -36,8 +36,11 @@ def delay_milliseconds(delay: float) -> int:
     return int(product)
 
 
-def checked_delay(value: object, name: str) -> float:
+def checked_delay(value: object, name: str, *, may_be_zero: bool = True) -> float:
     """`value` as a delay in virtual seconds.
+
+    Args:
+        may_be_zero: whether the caller takes 0, too; the message says so.
 
     Raises:
         UsageError: it is no number from 0 to :data:`MAX_DELAY`. torch's agent accepts an infinite
@@ -48,7 +51,8 @@ def checked_delay(value: object, name: str) -> float:
         raise UsageError(msg)
     # Compare before the conversion: an int may be too large for a float. NaN fails both.
     if not 0 <= value <= MAX_DELAY:
-        msg = f"{argument(name, value)} must be a finite number of seconds from 0 to {MAX_DELAY:g}."
+        least = "from 0 to" if may_be_zero else "above 0 and up to"
+        msg = f"{argument(name, value)} must be a finite number of seconds {least} {MAX_DELAY:g}."
         raise UsageError(msg)
     return float(value) + 0.0  # makes 0.0 of -0.0, which is equal but prints differently
 

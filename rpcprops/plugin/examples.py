@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from rpcprops import profiles
+from rpcprops.errors import first_line_of
 from rpcprops.plugin import styles
 from rpcprops.plugin.drawn import (
     FAILURES,
@@ -209,8 +210,13 @@ def _search(item: Any, function: Any, start: Failing) -> BaseException | None:
 def _call_plain(
     item: pytest.Item, session: Session, record: ItemRecord
 ) -> Generator[None, None, None]:
-    """As :func:`call`, for a test without Hypothesis: the test is its only example."""
+    """As :func:`call`, for a test without Hypothesis: the test is its only example.
+
+    What fails in used ranks runs again in fresh ones, if pytest itself calls the test. If it passes
+    there, the test has passed.
+    """
     record.examples = 1
+    may_run_again = styles.is_plain(item)
 
     def on_failure(error: BaseException) -> BaseException:
         _, recorded = session.ended(error)
@@ -222,14 +228,42 @@ def _call_plain(
         return error
 
     own: BaseException | None = None
+    again: BaseException | None = None
     try:
         yield from styles.run(item, on_failure)
+    except FAILURES:
+        known = record.smallest
+        if known is None or not known.ran_before or not may_run_again:
+            raise
+        again = _in_fresh_ranks(item, session, record, known)
     finally:
         own, recorded = session.ended(None)
         session.limits.learn(recorded)
         record.count(recorded)
-    if own is not None:
-        raise own
+    if again is not None or own is not None:
+        raise again or own  # type: ignore[misc]
+
+
+def _in_fresh_ranks(
+    item: pytest.Item, session: Session, record: ItemRecord, known: Failing
+) -> BaseException | None:
+    """What a test that has failed in used ranks raises in fresh ones; None if it passes there.
+
+    Its fixtures are not set up again. So where it fails in another way, what it raised first is
+    what counts.
+    """
+    fresh = run_again(session, Failing(item.runtest, known.error, known.recorded), rate=None)
+    if fresh.error is None:
+        record.smallest = None
+        record.doubt_used(known)
+    elif isinstance(fresh.error, type(known.error)):
+        record.smallest = Failing(lambda: None, fresh.error, fresh.recorded)
+        return fresh.error
+    else:
+        said = f"{type(fresh.error).__name__}: {first_line_of(fresh.error)}"
+        known.error.add_note(f"Run again in fresh ranks, it raised {said}")
+        return known.error
+    return None
 
 
 @contextmanager

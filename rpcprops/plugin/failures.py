@@ -37,7 +37,7 @@ class Again:
 
 
 def run_again(session: Session, failing: Failing, rate: float | None) -> Again:
-    """Run the body of an example once more, at `rate`, or by default at its own rates.
+    """Run the body of an example once more, in fresh ranks; at `rate`, or else its own rates.
 
     Raises:
         HarnessError: the run failed because of a bug of ours, and shows nothing of the example.
@@ -45,7 +45,7 @@ def run_again(session: Session, failing: Failing, rate: float | None) -> Again:
     """
     error: BaseException | None = None
     recorded: Recorded = []
-    session.server.override_rate = rate
+    session.server.override_rate, session.server.only_fresh = rate, True
     session.in_flight.again()
     try:
         failing.body()
@@ -58,7 +58,7 @@ def run_again(session: Session, failing: Failing, rate: float | None) -> Again:
         if not is_rejected(raised):
             raise
     finally:
-        session.server.override_rate = None
+        session.server.override_rate, session.server.only_fresh = None, False
         error, recorded = session.ended(error)
     if isinstance(error, NOT_THE_TESTS):
         raise error
@@ -68,11 +68,15 @@ def run_again(session: Session, failing: Failing, rate: float | None) -> Again:
 def counts(session: Session, record: ItemRecord, failing: Failing) -> bool:
     """Whether a failure counts: a new kind must repeat in real time, others at the fast rate.
 
-    While the record is strict, all must repeat in real time.
+    While the record is strict, all must repeat in real time. One of used ranks must repeat in fresh
+    ones first, at its own rate.
     """
     kind = type(failing.error)
     if not failing.recorded:
         return True  # no rank was there, so no clock either
+    if failing.ran_before and not isinstance(run_again(session, failing, None).error, kind):
+        record.doubt_used(failing)
+        return False
     if record.strict_until is not None:
         return confirmation(session, failing, rates=(1.0,)).is_confirmed
     if kind in record.confirmed:

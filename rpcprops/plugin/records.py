@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rpcprops.errors import HarnessError, MachineCannot
+from rpcprops.errors import HarnessError, MachineCannot, first_line_of
 from rpcprops.faults import FaultPlan
 from rpcprops.oracle import account, fired_by_type
 from rpcprops.outcomes import Outcome
@@ -17,6 +17,8 @@ from rpcprops.outcomes import Outcome
 #: Words for a failure that slower rates did not show, and for one whose ranks were too late.
 NOT_SHOWN = "not confirmed in real time"
 UNDECIDED = "undecided, the machine was too loaded"
+#: Words for a failure that fresh ranks did not show.
+IN_USE = "undecided, seen only in used ranks (reuse=True)"
 #: A rate that leaves honest work twenty times as long as the usual one.
 _SLOWER = 20.0
 #: The report property that holds the line about a file that could not be written.
@@ -49,6 +51,11 @@ class Failing:
         """The rate of its fastest cluster."""
         return max((outcome.clock_rate for _, outcome in self.recorded), default=1.0)
 
+    @property
+    def ran_before(self) -> int:
+        """How many clusters the ranks of one of its own had run before; 0 if all were fresh."""
+        return max((outcome.ran_before for _, outcome in self.recorded), default=0)
+
 
 @dataclass
 class ItemRecord:
@@ -65,6 +72,7 @@ class ItemRecord:
         differs: for a replay, why the test no longer draws the example; else empty.
         unconfirmed: failures that slower rates, down to real time, did not show again.
         undecided: such failures whose ranks had been too late to prove anything.
+        in_use: failures in used ranks that fresh ones did not show.
         refuted: failing examples that slower runs did not show: they count as passing.
         not_the_tests: examples with an error that is not one of the code under test.
         is_rare: whether the smallest failing example did not fail in each run.
@@ -88,6 +96,7 @@ class ItemRecord:
     failing: dict[Any, Failing] = field(default_factory=dict)
     unconfirmed: list[str] = field(default_factory=list)
     undecided: list[str] = field(default_factory=list)
+    in_use: list[str] = field(default_factory=list)
     refuted: set[Any] = field(default_factory=set)
     not_the_tests: dict[Any, HarnessError | MachineCannot] = field(default_factory=dict)
     strict_until: float | None = None
@@ -122,6 +131,12 @@ class ItemRecord:
         """Record the line about a failure that slower rates did not show."""
         (self.undecided if is_undecided else self.unconfirmed).append(line)
 
+    def doubt_used(self, failing: Failing) -> None:
+        """Record that fresh ranks did not show a failure of used ones."""
+        count = failing.ran_before
+        said = f"{type(failing.error).__name__}: {first_line_of(failing.error)}"
+        self.in_use.append(f"{said} (after {count} cluster{'s' * (count > 1)})")
+
     @property
     def remedy(self) -> str:
         """What to do about failures that are undecided."""
@@ -138,6 +153,7 @@ def summary_lines(summary: dict[str, Any]) -> Generator[str, None, None]:
     for words, lines, remedy in (
         (NOT_SHOWN, summary["unconfirmed"], ""),
         (UNDECIDED, summary["undecided"], f"; {summary['remedy']}"),
+        (IN_USE, summary.get("in_used_ranks", ()), "; docs/testing.md says what stays in ranks"),
     ):
         if lines:
             more = f" (and {len(lines) - 1} more like it)" if len(lines) > 1 else ""

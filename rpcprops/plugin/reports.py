@@ -205,6 +205,7 @@ def _summary_of(
         "fired_by_type": dict(sorted(record.fired.items())),
         "unconfirmed": record.unconfirmed,
         "undecided": record.undecided,
+        "in_used_ranks": record.in_use,
         "remedy": record.remedy if record.undecided else "",
         "clock": record.clock_note,
         "seconds": round(call.duration, 3),

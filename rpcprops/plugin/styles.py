@@ -103,8 +103,8 @@ def can_run_again(item: pytest.Item) -> bool:
 
 def is_plain(item: pytest.Item) -> bool:
     """Whether pytest itself calls the function of the test; ask before other plugins change it."""
-    handle = getattr(getattr(item, "obj", None), "hypothesis", None)
-    inner = getattr(handle, "inner_test", None)
+    function = getattr(item, "obj", None)
+    inner = getattr(getattr(function, "hypothesis", None), "inner_test", function)
     return (
         isinstance(item, pytest.Function)
         and not _is_unittest(item)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -179,7 +180,25 @@ def test_the_command_writes_its_figures(tmp_path: Path) -> None:
     for name, ratio in data["ratios"].items():
         assert f"(ratios.{name}): " in ran.stdout
         assert ratio == data["ratio_spreads"][name]["median"] > 1
+        assert data["ratios_of"][name] == [f"WIRE, {w} world, no faults" for w in ("new", "used")]
     assert ratios["fast against real time"] > 5
     for floor in ("the bare floor", "the bare floor, prepared"):
         assert f"faultless against {floor}: " in ran.stdout
         assert ratios[f"faultless against {floor}"] > 0
+
+
+def test_the_ledger_needs_a_compiler_before_anything_is_measured(tmp_path: Path) -> None:
+    """Else all figures would be lost: the command ends with exit code 3 before it starts a rank."""
+    file = tmp_path / "figures.json"
+    ran = subprocess.run(
+        [sys.executable, "-m", "rpcprops", "bench", "--ledger", "--json", str(file)],
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path), "CXX": "no-compiler"},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert ran.returncode == 3, ran.stderr
+    assert "no-compiler" in ran.stderr + ran.stdout
+    assert "measuring" not in ran.stdout + ran.stderr
+    assert not file.exists()

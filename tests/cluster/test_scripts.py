@@ -17,6 +17,7 @@ def test_main_script(run_script: RunScript) -> None:
         import torch.distributed.rpc as rpc
 
         from rpcprops import ClusterServer, FaultTable
+        from rpcprops.errors import UsageError
 
         print("top", sys.argv[1:])
         total = 0
@@ -49,6 +50,9 @@ def test_main_script(run_script: RunScript) -> None:
 
 
         if __name__ == "__main__":
+            def late():
+                return 1
+
             three = Point(3)
             faults = FaultTable(["RREF_USER_DELETE"], 1)
             with ClusterServer() as server, server.cluster(world_size=2, faults=faults) as cluster:
@@ -60,12 +64,17 @@ def test_main_script(run_script: RunScript) -> None:
                 except OwnError as error:
                     print("raised", error)
                 assert total == 0
+                try:
+                    cluster.on(0).call(late)
+                except UsageError as error:
+                    print(str(error)[:45])
             print([rank.exit_code for rank in cluster.outcome.ranks])
         """,
         "an argument",
     )
+    lacks = "the module __main__ of a rank has no late: ra"
     # The script's own lines appear once: in ranks they go to the ranks' logs.
-    assert done.out.splitlines() == ["top ['an argument']", "raised own", "[0, 0]"]
+    assert done.out.splitlines() == ["top ['an argument']", "raised own", lacks, "[0, 0]"]
 
 
 def test_script_without_guard(run_script: RunScript) -> None:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from rpcprops._sweep import State, Sweep, cells
 from rpcprops._sweep_points import PointSweep, points_of
 from rpcprops.cluster import Cluster, ClusterOptions, reuse
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, FaultTable, MessageType
+from rpcprops.faults import FaultPlan, FaultTable, MessageFault, MessageType
 from rpcprops.oracle import judge
 from rpcprops.outcomes import Outcome
 from rpcprops.programs import (
@@ -524,8 +524,66 @@ def test_a_users_clusters_are_used_again_if_they_ask(rpc_cluster: ClusterFactory
     ):
         cluster.on(1).call(operator.truediv, 1, 0)
     assert cluster.is_used
-    assert "had run 1 clusters before" in "".join(raised.value.__notes__)
+    assert "had run 1 cluster before" in "".join(raised.value.__notes__)
     assert len(server.servers.kept) == 0
+
+
+def created() -> str:
+    """What the creation of an RRef at worker1, and a fetch of it, end with."""
+    from torch.distributed import rpc
+
+    created = rpc.remote("worker1", operator.add, (1, 2))
+    try:
+        return str(created.to_here(timeout=5))
+    except RuntimeError as error:
+        return type(error).__name__
+
+
+def created_in_a_context() -> str:
+    """The same in an autograd context, where the creation is sent inside another message."""
+    from torch.distributed import autograd
+
+    with autograd.context():
+        return created()
+
+
+def profiled() -> str:
+    """What a call that torch profiles ends with."""
+    from torch.autograd import profiler_legacy
+    from torch.distributed import rpc
+
+    with profiler_legacy.profile():  # type: ignore[no-untyped-call]
+        return str(rpc.rpc_sync("worker1", operator.add, (1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("call", "fails", "shows"),
+    [
+        (created, "PYTHON_REMOTE_CALL", "RuntimeError"),
+        (created_in_a_context, "FORWARD_AUTOGRAD_REQ", "RuntimeError"),
+        (profiled, "", "3"),
+    ],
+    ids=["creation", "in a context", "profiler"],
+)
+def test_a_users_world_ends_where_torch_keeps_something(
+    rpc_cluster: ClusterFactory, call: Callable[[], str], fails: str, shows: str
+) -> None:
+    """What torch keeps in statics, no rank holds: so the next cluster has fresh ranks, and it shows
+    the same. Where the same code meets no fault, its ranks are used again.
+    """
+    rpc_cluster.server.servers.kept.close()
+
+    def example(plan: FaultPlan) -> bool:
+        with rpc_cluster(
+            world_size=2, agent="wire", reuse=True, clock=100.0, faults=plan
+        ) as cluster:
+            assert cluster.on(0).call(call) == (shows if plan.others or not fails else "3")
+        return cluster.is_used
+
+    plan = FaultPlan(others=(MessageFault(0, "fail", fails),) if fails else ())
+    assert [example(plan), example(plan)] == [False, False]
+    if fails:
+        assert [example(FaultPlan()), example(FaultPlan())] == [False, True]
 
 
 def test_kept_ranks_end_with_their_servers(runner: Runner, still_alive: StillAlive) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -13,7 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from rpcprops._bench import load
+from rpcprops.oracle import judge, predict_for, set_apart
+from rpcprops.properties import PROPERTIES, held_case
+from rpcprops.pytest_plugin import ClusterFactory
+from rpcprops.runner import Runner
 from tests._draws import seed_of_this_run
+from tests._wire import needs_wire
 from tests.stress import _processes as processes
 from tests.stress._processes import Run
 
@@ -25,6 +32,9 @@ FEW_SERVERS = 3
 CHEAP = ("rref-values", "rref-lifetime", "calls-run-once", "autograd-gradients")
 #: Whatever programs there are, under faults that change nothing that they see.
 DRAWN = ("drawn-within-budget",)
+#: The findings that one order of two messages shows, and how often each is shown.
+HELD = sorted(name for name in PROPERTIES if held_case(name, 0, 1.0))
+HELD_RUNS = 3
 #: Real seconds, far above what the runs take.
 SHORT_SECONDS, NIGHTLY_SECONDS = 150.0, 60 * 60.0
 
@@ -122,3 +132,19 @@ def test_long_load(tmp_path: Path, record_property: Callable[[str, object], None
     """Of 2,000 examples on an overloaded machine, none is said to violate a promise."""
     most = partial(hold_under_load, asked=4_000, examples=2_000, seconds=NIGHTLY_SECONDS)
     most(tmp_path, DRAWN, SERVERS, record_property)
+
+
+@pytest.mark.nightly
+@needs_wire
+@pytest.mark.parametrize("name", HELD)
+def test_a_hold_shows_its_finding_on_a_busy_machine(rpc_cluster: ClusterFactory, name: str) -> None:
+    """In every run, though two processes compute for each processor; and nothing else is shown."""
+    runner = Runner(rpc_cluster.server)
+    with load(2 * (os.cpu_count() or 1)):
+        for number in range(HELD_RUNS):
+            case = held_case(name, number, rpc_cluster.server.rate)
+            assert case is not None
+            seen = runner.run_anew(case.program, case.plan, agent="wire")
+            broken = judge(case.program, case.plan, seen)
+            met = predict_for(case.program, case.plan, seen).met
+            assert set_apart(case.program, met, seen, broken) == ((name,), ()), number

@@ -26,12 +26,12 @@ from rpcprops.cluster._kept import (
 from rpcprops.cluster._peer import Peer
 from rpcprops.cluster.logs import RankLog
 from rpcprops.cluster.options import complete
-from rpcprops.cluster.reuse import has_refusal, may_reuse, rests_on_time
+from rpcprops.cluster.reuse import has_refusal, left_in_statics, may_reuse, rests_on_time
 from rpcprops.commands.shared import running
 from rpcprops.errors import UsageError
 from rpcprops.faults import MessageType
 from rpcprops.oracle import predict
-from rpcprops.outcomes import StepOutcome
+from rpcprops.outcomes import SentMessage, StepOutcome
 from rpcprops.programs import Call, Carry, Default, Drop, Fetch, Program, Remote, Settle, Step
 from rpcprops.runner import Runner
 
@@ -186,6 +186,26 @@ def test_faults_that_torch_mends_leave_nothing() -> None:
     plan = FaultPlan.of(FaultTable((MessageType.RREF_USER_DELETE,), 2, {"PYTHON_CALL": 0.5}))
     program = Program(2, (*PLAIN, Settle()))
     assert may_reuse(program, plan, NAME, predict(program, plan))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown", "why"),
+    [
+        ("PYTHON_REMOTE_CALL", {"became": "timed_out"}, "a PYTHON_REMOTE_CALL has failed"),
+        ("SCRIPT_REMOTE_CALL", {"became": "failed"}, "a SCRIPT_REMOTE_CALL has failed"),
+        ("PYTHON_REMOTE_CALL", {"marks": ("raised",)}, "a PYTHON_REMOTE_CALL has failed"),
+        ("FORWARD_AUTOGRAD_REQ", {"failed_by_table": True}, "a FORWARD_AUTOGRAD_REQ has failed"),
+        ("RUN_WITH_PROFILING_REQ", {"became": "answered"}, "a profiler has run around a call"),
+        ("PYTHON_REMOTE_CALL", {"became": "answered"}, ""),
+        ("PYTHON_CALL", {"became": "answered", "marks": ("raised",)}, ""),
+        ("PYTHON_CALL", {"became": "timed_out"}, ""),
+    ],
+)
+def test_the_record_tells_what_torch_keeps_in_statics(kind: str, shown: Any, why: str) -> None:
+    """A creation that has failed, in whatever way, and what a profiler was around."""
+    sent = SentMessage(0.0, 0, 1, 7, kind, is_request=True, **shown)
+    assert left_in_statics([sent]) == why
+    assert left_in_statics([], 1) == "the record of messages is full"
 
 
 def test_a_value_that_was_refused_is_known() -> None:

@@ -212,11 +212,15 @@ Make = Callable[[], object]
         (lambda: MessageFault(0, "fail", way="response"), "any-response. cannot fail"),
         (lambda: MessageFault(0, "fail"), "write way='request'"),
         (lambda: MessageFault(0, "duplicate", "RREF_ACK"), "torch aborts.*duplicate its request"),
-        (lambda: MessageFault(0, "duplicate", way="response"), "cannot duplicate"),
+        (
+            lambda: MessageFault(0, "duplicate", way="response"),
+            "cannot be duplicated: torch aborts",
+        ),
         (lambda: MessageFault(0, "duplicate"), "write way='request'"),
         (lambda: MessageFault(0, "delay", "RREF_ACK"), "such as delay=1.0"),
-        (lambda: MessageFault(0, "delay", delay=-1), "delay=-1"),
-        (lambda: MessageFault(0, "delay", delay=3600.5), "from 0 to 3600"),
+        (lambda: MessageFault(0, "delay", delay=-1), "delay=-1 .*above 0 and up to 3600"),
+        (lambda: MessageFault(0, "delay", delay=3600.5), "above 0 and up to 3600"),
+        (lambda: MessageFault(0, "lose", delay=-1), "from 0 to 3600"),
         (lambda: MessageFault(0, "delay", delay=float("nan")), "delay=nan"),
         (lambda: MessageFault(0, "delay", delay="1"), "delay='1'"),  # type: ignore[arg-type]
         (lambda: MessageFault(0, "lose", delay=1), "delay=1.0 means nothing"),
@@ -474,6 +478,34 @@ def test_it_gets_simpler() -> None:
     # It does not come to wait for itself.
     tight = MessageFault(0, "hold", CALL, n=2, delay=0.001, until=NthMessage(0, CALL, n=3))
     assert all(f.until is not None and f.until.n != f.n for f in tight.simpler())
+
+
+@pytest.mark.parametrize(
+    ("every", "until", "is_itself"),
+    [
+        ({}, {"message": "PYTHON_CALL"}, True),
+        ({}, {"to": 1}, True),
+        ({"way": "request"}, {"message": "PYTHON_CALL", "to": 1}, True),
+        ({"message": "PYTHON_CALL"}, {"message": "PYTHON_CALL", "to": 1, "n": 3}, True),
+        ({"to": 1}, {"message": "PYTHON_CALL", "to": 1}, True),
+        # These may be messages that are not held.
+        ({"to": 1}, {"message": "PYTHON_CALL"}, False),
+        ({"way": "request"}, {}, False),
+        ({"way": "request"}, {"message": "PYTHON_RET"}, False),
+        ({}, {"rank": 1, "message": "PYTHON_CALL"}, False),
+    ],
+)
+def test_who_holds_every_message_waits_for_another_one(
+    every: dict[str, Any], until: dict[str, Any], *, is_itself: bool
+) -> None:
+    """It is refused where each message that `until` may be is held, also by a wider pattern."""
+    after = NthMessage(**{"rank": 0, **until})
+    given: dict[str, Any] = {"which": "every", "delay": 20.0, "until": after, **every}
+    if is_itself:
+        with pytest.raises(UsageError, match="would wait for itself"):
+            MessageFault(0, "hold", **given)
+    else:
+        assert MessageFault(0, "hold", **given).until == after
 
 
 def test_a_plan_shrinks_to_the_smallest_that_fails() -> None:
