@@ -549,8 +549,12 @@ class StepDrawer:
             room: how many more steps fit in; a parallel step needs two.
             must: whether a step must be drawn.
         """
-        if self._block is not None and self._block.threads > 1:
-            self._block.thread = self.pick(range(self._block.threads))
+        if self._block is not None:
+            # Always one number. At one rank, 0 is the next thread, so that steps of two ranks can
+            # become steps of two threads with the same numbers.
+            number = self.pick(range(self._block.threads))
+            following = len(self._block.leaves) if len(self.ranks) == 1 else 0
+            self._block.thread = (number + following) % self._block.threads
         self._drawn = 0
         self._turn += 1
         number = self._first_number()

@@ -116,8 +116,8 @@ class _Drawn:
             self.joins: 1,
             self.calls: 1,
             self.looks: 1,
-            self.uses: 2,
-            self.leaves: 2 + 2 * bool(self.homes) + 4 * self.refused,
+            self.uses: 3,
+            self.leaves: 3 + 2 * bool(self.homes) + 4 * self.refused,
             self.refusals: 1 + 4 * (len(self.members) > 1),
             self.departures: 1,
         }
@@ -179,7 +179,9 @@ class _Drawn:
                     if is_first:
                         steps.append(Member(rank, "refused", why="taken rank", taken=taken))
             if self.members and is_first:
-                steps.append(Member(rank, "refused", why="static"))
+                # Beside one member mostly this one, for after the others little is predicted.
+                often = 1 if len(self.members) > 1 else 6
+                steps += [Member(rank, "refused", why="static")] * often
         return [(step, partial(self.refuse, step)) for step in steps]
 
     def refuse(self, step: Member) -> None:

@@ -55,7 +55,7 @@ def bench(
     check_json(json_file)
     if ledger:
         # Without a compiler, all that is measured before would be lost.
-        agents.named(WIRE).prepare()
+        agents.named(WIRE).prepare(compiling)
     with running(clock) as runner:
         say_torch(runner)
         report: dict[str, Any] = {"versions": versions(), "rate": runner.server.rate}
