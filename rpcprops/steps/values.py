@@ -68,7 +68,9 @@ class Fate:
             nothing, because its type cannot hold this value ("refused").
         ways: the ways by which a program may send it.
         rrefs: how many RRefs it contains.
-        drawn: whether it is drawn.
+        large: whether it takes a while of real time to travel. Under a fast clock that is minutes
+            or hours, so such a step has no timeout, and is drawn only where nothing else is under
+            way, without faults, and where no default timeout is.
         bugs: the known finding that it meets, for each way by which it meets one. It is drawn by
             such a way only for a torch that has mended the finding.
         comes: a regular expression for how it then differs.
@@ -85,7 +87,7 @@ class Fate:
     owned: Literal["typed", "object", "refused"] = "object"
     ways: tuple[Way, ...] = WAYS
     rrefs: int = 0
-    drawn: bool = True
+    large: bool = False
     bugs: Mapping[Way, str] = field(default_factory=dict)
     comes: str = ""
     far: bool = False
@@ -351,7 +353,7 @@ SORTS: Mapping[str, Fate] = {
         bugs=dict.fromkeys(("result", "remote", "own"), "attribute-error-as-value"),
         comes="type builtins.AttributeError instead of ",
     ),
-    "large": Fate(owned="typed", drawn=False),
+    "large": Fate(owned="typed", large=True),
 }
 
 #: Virtual seconds that a slow value takes each time, at most twice for one step.
@@ -371,7 +373,7 @@ class Carry(Step):
     give its own value where it arrives. How often a value of the sort `counted` is pickled and
     unpickled counts as the calls "stepN/pickled" and "stepN/unpickled". The function at `to` sleeps
     for `seconds` (virtual) before it makes the value, compares it or gives it back. `timeout` is
-    that of the call which carries a value without RRefs that is not counted.
+    that of the call which carries a value without RRefs that is neither counted nor large.
     """
 
     op: ClassVar[str] = "carry"
@@ -403,8 +405,8 @@ class Carry(Step):
         if self.timeout is not None and not _may_time_out(SORTS[self.sort], self.way):
             msg = (
                 f"a timeout of sort={shown(self.sort)} and way={shown(self.way)} is not modelled; "
-                f"use a value without RRefs that is not counted and ends no process, and "
-                f"way={' or '.join(map(repr, _TIMED))}."
+                f"use a value without RRefs that is neither counted nor large and ends no process, "
+                f"and way={' or '.join(map(repr, _TIMED))}."
             )
             raise UsageError(msg)
 
@@ -724,13 +726,17 @@ class Carry(Step):
         able = _able(fits, drawer.facts)
         may_be_slow = drawer.may_take(2 * SLOW_SECONDS)
         sorts = [sort for sort in able if may_be_slow or not SORTS[sort].slow]
+        large = [sort for sort in sorts if SORTS[sort].large]
+        sorts = [sort for sort in sorts if sort not in large]
         # What torch once got wrong comes more often where it has been mended.
         mended = [sort for sort in sorts if not SORTS[sort].bugs.keys().isdisjoint(able[sort])]
         mended *= len(sorts) // max(1, len(mended))
         # And so does one that is slow, or whose pickling is counted, above all beside other steps.
         busy = [sort for sort in sorts if SORTS[sort].slow or SORTS[sort].counted]
         mended += busy * (len(sorts) // (4 if drawer.in_parallel else 16) // max(1, len(busy)))
-        sort = drawer.pick([*sorts, *mended])
+        # A large one may come at few places, and of all that are drawn it is to be one of hundreds.
+        large *= len(sorts) // _SELDOM if drawer.may_take_real_time else 0
+        sort = drawer.pick([*sorts, *large, *mended])
         ways = able[sort]
         meeting = [way for way in ways if way in SORTS[sort].bugs]
         way: Any = drawer.pick([*ways, *meeting * len(ways)])
@@ -770,6 +776,8 @@ class Carry(Step):
         return [(cls.op, lambda: cls.draw(drawer, **aim))]
 
 
+#: Of so many values that may be large, one is.
+_SELDOM = 20
 #: Of this a callee makes the error that its function raises (internal.py: _run_function).
 _RAISED_THERE = "missing-unpickled"
 #: The ways by which one call carries the value.
@@ -781,9 +789,11 @@ def _may_time_out(fate: Fate, way: Way) -> bool:
 
     An RRef in an answer that comes too late was forked, and nobody takes the fork back. Nor does
     anybody unpickle that answer. A value that ends a process of stock torch does so late or early.
+    How long a large one travels, by a fast clock, nobody can tell.
     """
     ends_process = fate.bugs.get(way) in (UNWRITABLE, UNREADABLE_TENSOR)
-    return way in _TIMED and not (fate.rrefs or fate.counted or ends_process)
+    untimed = fate.rrefs or fate.counted or fate.large or ends_process
+    return way in _TIMED and not untimed
 
 
 def fate_of(sort: str, facts: TorchFacts) -> Fate:
@@ -810,7 +820,7 @@ def _able(
             # A step is checked without a torch, so by what holds for every one.
             if way in SORTS[sort].ways and way not in met and (fits is None or fits(fate, way))
         ]
-        if ways and fate.drawn and facts.has_dtype(sort):
+        if ways and facts.has_dtype(sort):
             found[sort] = tuple(ways)
     return found
 
