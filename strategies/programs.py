@@ -20,6 +20,7 @@ from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.programs import MAX_WORKER_THREADS, MAX_WORLD_SIZE, End, Program, Shutdown
 from rpcprops.steps import STEP_TYPES
 from rpcprops.strategies._checks import checked_facts, whole_number
+from rpcprops.strategies._late import Late, waits_of
 from rpcprops.strategies._weighted import Weighted
 from rpcprops.strategies.drawing import (
     PARALLEL,
@@ -40,24 +41,28 @@ _FEW = 20
 _DEFAULTS = (*(None,) * 6, TIMEOUTS[1], TIMEOUTS[0])
 #: The threads of programs' ranks, small numbers more often. A program that needs more gets those.
 _THREADS = (*(None,) * 60, *(1,) * 10, *(2,) * 3, *(3, 3), *range(4, MAX_WORKER_THREADS + 1))
-#: How programs end, and who comes late: nobody, the last rank, or all but the last. Most end as
-#: usual, for that is how what they hold is given back.
-_LATE = 30.0
-_USUALLY: tuple[Shutdown, str] = ("graceful", "")
-_ENDS: tuple[tuple[Shutdown, str], ...] = (
-    *(_USUALLY,) * 4,
-    ("graceful", "last"),
+#: How programs end, and who comes late. Most end as usual, for that is how what they hold is given
+#: back.
+_USUALLY: tuple[Shutdown, Late] = ("graceful", "")
+_ENDS: tuple[tuple[Shutdown, Late], ...] = (
+    *(_USUALLY,) * 5,
+    ("graceful", "one"),
     ("twice", ""),
     ("at once", ""),
     ("timeout", ""),
-    ("timed out", "last"),
+    ("timed out", "one"),
     ("graceful", "others"),
-    ("at once", "last"),
+    ("at once", "one"),
     ("timed out", "others"),
+    ("graceful", "some"),
+    ("at once", "some"),
+    ("timed out", "some"),
 )
 
 
-def _end(how: Shutdown, late: str, world_size: int, plan: FaultPlan | None, *, free: bool) -> End:
+def _end(
+    how: Shutdown, waits: tuple[float, ...], world_size: int, plan: FaultPlan | None, *, free: bool
+) -> End:
     """An end of a program of so many ranks.
 
     Args:
@@ -65,11 +70,9 @@ def _end(how: Shutdown, late: str, world_size: int, plan: FaultPlan | None, *, f
     """
     if how == "at once" and not free:
         how = "graceful"
-    before = world_size - 1
-    waits = {"": (), "last": (*(0.0,) * before, _LATE), "others": (_LATE,) * before}
-    if not (free and _is_in_time(End(how, waits[late]), world_size, plan)):
+    if not (free and _is_in_time(End(how, waits), world_size, plan)):
         how = "timeout" if how == "timed out" else how
-    return End(how, waits[late])
+    return End(how, waits)
 
 
 def _is_in_time(end: End, world_size: int, plan: FaultPlan | None) -> bool:
@@ -267,6 +270,7 @@ def _program_drawer(
         (how, late), rpc_timeout, settled = forms[draw(below(len(forms)))]
         more = number >> len(groups)
         threads = _THREADS[(more >> 8) % (1 << 15) % len(_THREADS)]
+        waits = waits_of(late, more >> 25 & 0xFFFF, world_size)
         # Ranks that shut down at once while calls are under way need threads that are free.
         hasty = how == "at once" and not settled and threads is None
         steps = StepDrawer(
@@ -309,7 +313,7 @@ def _program_drawer(
             settles=settled,
             rpc_timeout=steps.default_timeout,
             num_worker_threads=threads,
-            end=_end(how, late, world_size, plan, free=settled or free),
+            end=_end(how, waits, world_size, plan, free=settled or free),
         )
 
     return draw_program

@@ -51,6 +51,7 @@ from rpcprops.programs import (
 from rpcprops.steps.base import BETWEEN_STEPS, CLEARLY_LATE
 from rpcprops.steps.values import SORTS
 from rpcprops.strategies import fault_tables, programs, programs_under_faults, register
+from rpcprops.strategies._late import Late, waits_of
 from rpcprops.strategies.drawing import FIRST_KINDS, KINDS, StepDrawer
 from tests._draws import QUIET, draws, smallest
 
@@ -231,6 +232,32 @@ WIDE = st.one_of(
     programs(plan=DELAYED),
     programs_under_faults(max_steps=32).map(lambda drawn: drawn[0]),
 )
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_any_ranks_may_come_late_to_the_end(size: int) -> None:
+    """Each rank may be the first or the last to shut down; the number 0 names the last rank."""
+    ranks = range(size)
+
+    def late(who: Late) -> list[set[int]]:
+        found = (waits_of(who, number, size) for number in range(2**size))
+        return [{rank for rank, wait in enumerate(waits) if wait} for waits in found]
+
+    assert late("one")[:size] == [{size - 1 - n} for n in ranks]
+    assert late("others")[:size] == [{*ranks} - {size - 1 - n} for n in ranks]
+    some = late("some")
+    assert some[0] == {size - 1}
+    assert len({frozenset(one) for one in some}) == max(1, 2**size - 2)
+    assert size == 1 or {*ranks} not in some
+    assert set(map(len, late(""))) == {0}
+
+
+def test_every_rank_shuts_down_first_in_some_program() -> None:
+    """Also alone, before all others."""
+    drawn = programs(min_world_size=3, max_world_size=3, max_steps=1, plan=FaultPlan())
+    ends = {one.end.waits for start in range(4) for one in draws(drawn, 200, start)}
+    assert {(30.0, 30.0), (30.0, 0.0, 30.0), (0.0, 30.0, 30.0)} <= ends
+    assert {(30.0,), (0.0, 30.0), (0.0, 0.0, 30.0)} <= ends
 
 
 @settings(QUIET, max_examples=150)
