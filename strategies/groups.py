@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from hypothesis import strategies as st
 
 from rpcprops.programs import Call, Chain, Count, Drop, Fetch, Member, Program, Remote, Step
 from rpcprops.steps.arguments import PAIRS
+from rpcprops.steps.groups import OUTSIDE
 from rpcprops.strategies._checks import checked_facts
 from rpcprops.strategies.drawing import below, letters
 from rpcprops.torch_facts import TorchFacts
@@ -74,7 +76,9 @@ class _Drawn:
     def add(self, draw: st.DrawFn) -> None:
         """Draw one more step: first the kind, then one of those that may come."""
         ways = [self.joins, self.calls, self.looks, self.uses, self.leaves, self.refusals]
-        ways.append(self.departures)
+        ways += [self.departures, self.outside_calls, self.profiled]
+        # Before anybody can call, the rest must not come as often as joins.
+        ways += [self.joins] * (4 * (len(self.members) < 2))
         # Few programs have three ranks and one outside, so refusals come more often there.
         ways += [self.refusals] * (4 * (len(self.members) > 1))
         # What one member does with a value of another, and leaves behind, needs several steps.
@@ -166,6 +170,18 @@ class _Drawn:
     def leave(self, rank: int) -> None:
         self.members.remove(rank)
         self.homes = {name: home for name, home in self.homes.items() if home != rank}
+
+    def outside_calls(self) -> list[_Next]:
+        """What torch refuses at ranks that have not joined, or have left."""
+        outside = [rank for rank in self.ranks if rank not in self.members]
+        return [
+            (Member(rank, "outside", what=what), _nothing) for rank in outside for what in OUTSIDE
+        ]
+
+    def profiled(self) -> list[_Next]:
+        """Ranks that may join or leave inside a profiler."""
+        able = [*self.joins(), *self.leaves()]
+        return [(replace(step, profiled=True), then) for step, then in able]
 
     def looks(self) -> list[_Next]:
         """Members that look."""

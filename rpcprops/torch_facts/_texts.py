@@ -47,6 +47,7 @@ class Texts:
         log_line: the beginning of each line of torch's log: a regular expression.
         profiler_key: what refuses a profiled call, because one of that thread is not over.
         stopped: what refuses a message of an agent that has been shut down.
+        uninitialised: what refuses a call in a process where no agent runs.
         not_a_number: the error of C++ where it reads a number that is none.
         terminated: the first words of the C++ runtime when it ends the process.
     """
@@ -111,6 +112,8 @@ class Texts:
     profiler_key: str = "Cannot call RemoteProfilerManager::setCurrentKey"
     # tensorpipe_agent.cpp, `TensorPipeAgent::send`.
     stopped: str = "RPC is no longer running"
+    # torch/distributed/rpc/api.py:91, `_require_initialized`.
+    uninitialised: str = "RPC has not been initialized"
     # libstdc++, `std::stoi`.
     not_a_number: str = "stoi"
     # libstdc++, `__gnu_cxx::__verbose_terminate_handler`.
