@@ -9,9 +9,23 @@ from functools import partial
 
 from hypothesis import strategies as st
 
-from rpcprops.programs import Call, Chain, Count, Drop, Fetch, Member, Program, Remote, Step
+from rpcprops.programs import (
+    Call,
+    Carry,
+    Chain,
+    Count,
+    Drop,
+    Fetch,
+    Member,
+    Program,
+    Raising,
+    Remote,
+    Step,
+)
 from rpcprops.steps.arguments import PAIRS
+from rpcprops.steps.functions import RaisedIn
 from rpcprops.steps.groups import OUTSIDE
+from rpcprops.steps.values import of_one_call
 from rpcprops.strategies._checks import checked_facts
 from rpcprops.strategies.drawing import below, letters
 from rpcprops.torch_facts import TorchFacts
@@ -19,8 +33,12 @@ from rpcprops.torch_facts import TorchFacts
 _MAX_WORLD_SIZE = 4
 _MAX_STEPS = 14
 
-#: A step that may come next, and what changes with it.
-_Next = tuple[Step, Callable[[], None]]
+#: A step that may come next, or what draws it; and what changes with it.
+_Next = tuple[Step | Callable[[st.DrawFn], Step], Callable[[], None]]
+#: By which calls a function raises.
+_RAISING: tuple[RaisedIn, ...] = ("sync", "async", "deferred")
+#: How many values one drawn number chooses from, so that large ones come as often.
+_VALUES = 16
 
 
 def group_programs(*, facts: TorchFacts | None = None) -> st.SearchStrategy[Program]:
@@ -76,7 +94,7 @@ class _Drawn:
     def add(self, draw: st.DrawFn) -> None:
         """Draw one more step: first the kind, then one of those that may come."""
         ways = [self.joins, self.calls, self.looks, self.uses, self.leaves, self.refusals]
-        ways += [self.departures, self.outside_calls, self.profiled]
+        ways += [self.departures, self.outside_calls, self.profiled, self.further_calls]
         # Before anybody can call, the rest must not come as often as joins.
         ways += [self.joins] * (4 * (len(self.members) < 2))
         # Few programs have three ranks and one outside, so refusals come more often there.
@@ -89,7 +107,7 @@ class _Drawn:
         # Calls must not drown the rest, so each kind is as likely.
         options = able[draw(below(len(able)))]
         step, then = options[draw(below(len(options)))]
-        self.steps.append(step)
+        self.steps.append(step if isinstance(step, Step) else step(draw))
         then()
 
     def joins(self) -> list[_Next]:
@@ -98,7 +116,8 @@ class _Drawn:
         open_ = [rank for rank in ranks if not self.dashed.get(rank)]
         # Who joins for the first time comes more often: where torch has rejoins-alone, little of
         # what follows a second time is predicted.
-        steps = [Member(rank) for rank in (*open_, *[r for r in open_ if not self.inits[r]] * 3)]
+        first = [rank for rank in open_ if not self.inits[rank]] * 3
+        steps = [Member(rank) for rank in (*open_, *first)]
         # Of the last rank alone: where a torch has the finding, nobody joins after it.
         last = self.ranks[-1]
         is_open = self.dashed.get(last, True) and not self.facts.has_bug("dash-in-member-name")
@@ -171,6 +190,23 @@ class _Drawn:
         self.members.remove(rank)
         self.homes = {name: home for name, home in self.homes.items() if home != rank}
 
+    def further_calls(self) -> list[_Next]:
+        """Calls that carry a value of some sort, and calls of functions that raise.
+
+        They leave nothing behind: in a group nothing waits for what is under way at the end, or
+        when a member leaves (docs/programs.md).
+        """
+        pairs = [(at, to) for at in self.members for to in self.members]
+        found: list[_Next] = [(partial(self.carry, at, to), _nothing) for at, to in pairs]
+        raising = (Raising(at, to, how=how) for at, to in pairs for how in _RAISING)
+        return [*found, *((step, _nothing) for step in raising)]
+
+    def carry(self, at: int, to: int, draw: st.DrawFn) -> Carry:
+        values = of_one_call(self.facts)
+        place = draw(below(1 + len(values) // _VALUES)) * _VALUES + draw(below(_VALUES))
+        sort, way = values[place % len(values)]
+        return Carry(at, to, sort, way)
+
     def outside_calls(self) -> list[_Next]:
         """What torch refuses at ranks that have not joined, or have left."""
         outside = [rank for rank in self.ranks if rank not in self.members]
@@ -181,7 +217,7 @@ class _Drawn:
     def profiled(self) -> list[_Next]:
         """Ranks that may join or leave inside a profiler."""
         able = [*self.joins(), *self.leaves()]
-        return [(replace(step, profiled=True), then) for step, then in able]
+        return [(replace(one, profiled=True), then) for one, then in able if isinstance(one, Step)]
 
     def looks(self) -> list[_Next]:
         """Members that look."""

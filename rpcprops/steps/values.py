@@ -825,6 +825,19 @@ def _able(
     return found
 
 
+@functools.cache
+def of_one_call(facts: TorchFacts) -> Sequence[tuple[str, Way]]:
+    """The sorts and ways that are drawn for a torch by which one call does it all.
+
+    Nothing is under way when the step has ended, and no RRef has been made.
+    """
+
+    def is_simple(fate: Fate, way: Way) -> bool:
+        return way in _TIMED and not (fate.rrefs or fate.slow or fate.large)
+
+    return tuple((sort, way) for sort, ways in _able(is_simple, facts).items() for way in ways)
+
+
 def _fetches(fate: Fate, way: Way) -> bool:
     return way == "remote" or (way == "remote-echo" and not fate.argument)
 
