@@ -469,6 +469,15 @@ class StepDrawer:
         return quiet and self.undisturbed and self.rpc_timeout is None
 
     @property
+    def may_make_more(self) -> bool:
+        """Whether a step may make RRefs that no other step uses, or larger values.
+
+        Nobody fetches these RRefs, so a program must settle before its shutdown.
+        """
+        alone = not (self.in_parallel or self.has_few_threads)
+        return alone and self.settles and self.undisturbed and self.rpc_timeout is None
+
+    @property
     def only_calls(self) -> bool:
         """Whether the steps so far are calls that leave nothing behind, and settles."""
         return all(step.op == "settle" or self._leaves_nothing(step) for step in self.steps)

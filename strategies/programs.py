@@ -61,18 +61,25 @@ _ENDS: tuple[tuple[Shutdown, Late], ...] = (
 
 
 def _end(
-    how: Shutdown, waits: tuple[float, ...], world_size: int, plan: FaultPlan | None, *, free: bool
+    how: Shutdown,
+    waits: tuple[float, ...],
+    world_size: int,
+    plan: FaultPlan | None,
+    *,
+    free: bool,
+    ignores_leaks: bool,
 ) -> End:
     """An end of a program of so many ranks.
 
     Args:
         free: whether the threads of all ranks are certainly free for what a shutdown must do.
+        ignores_leaks: whether owners do so, if they shut down at once.
     """
     if how == "at once" and not free:
         how = "graceful"
     if not (free and _is_in_time(End(how, waits), world_size, plan)):
         how = "timeout" if how == "timed out" else how
-    return End(how, waits)
+    return End(how, waits, ignores_leaks=ignores_leaks and how == "at once")
 
 
 def _is_in_time(end: End, world_size: int, plan: FaultPlan | None) -> bool:
@@ -257,8 +264,8 @@ def _program_drawer(
     if branches:
         drawn = (*drawn, PARALLEL)
     # Bytes, for of the numbers below a large one Hypothesis mostly draws small ones, whose high
-    # bits are 0. They hold one bit for each group, then 8, 15 and two bits.
-    many = 4 + len(groups) // 8
+    # bits are 0. They hold one bit for each group, then 8, 15, two, 16 and two bits.
+    many = 7 + len(groups) // 8
     bits = st.binary(min_size=many, max_size=many)
     settled_or_not = (True, True, True, False) if settles is None else (bool(settles),)
     # One number for all, as below.
@@ -313,7 +320,14 @@ def _program_drawer(
             settles=settled,
             rpc_timeout=steps.default_timeout,
             num_worker_threads=threads,
-            end=_end(how, waits, world_size, plan, free=settled or free),
+            end=_end(
+                how,
+                waits,
+                world_size,
+                plan,
+                free=settled or free,
+                ignores_leaks=more >> 41 & 3 == 3,
+            ),
         )
 
     return draw_program

@@ -260,6 +260,23 @@ def test_every_rank_shuts_down_first_in_some_program() -> None:
     assert {(30.0,), (0.0, 30.0), (0.0, 0.0, 30.0)} <= ends
 
 
+def test_what_few_programs_have_is_drawn() -> None:
+    """More RRefs beside a handle and a larger value, without faults; owners that ignore leaks."""
+    limits = {"max_world_size": 3, "min_steps": 2, "max_steps": 8}
+    drawn = programs(kinds=("remote", "drop"), settles=True, plan=FaultPlan(), **limits)
+    found = [one for start in range(6) for one in draws(drawn, 200, start)]
+    made = [leaf for one in found for leaf in one.leaves if isinstance(leaf, Remote)]
+    assert {1, 7} <= {step.beside for step in made}
+    assert {0, 1} == {step.megabytes for step in made}
+    assert sum(step.beside + step.megabytes > 0 for step in made) < len(made) / 8
+    faulty = programs(kinds=("remote",), plan=FaultTable([MessageType.SCRIPT_REMOTE_CALL], 1))
+    assert not any("beside" in repr(one) for one in draws(faulty, 200))
+    at_once = [one.end for one in found if one.end.how == "at once"]
+    ignoring = sum(end.ignores_leaks for end in at_once)
+    assert 0 < ignoring < len(at_once) / 2
+    assert not any(one.end.ignores_leaks for one in found if one.end.how != "at once")
+
+
 @settings(QUIET, max_examples=150)
 @given(WIDE)
 def test_a_program_comes_back_from_json_and_from_its_repr(program: Program) -> None:
