@@ -8,12 +8,13 @@ runs for it.
 from __future__ import annotations
 
 import argparse
+import re
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
@@ -22,11 +23,13 @@ from rpcprops._uses import Uses, methods_used, uses_of
 from rpcprops.clock.sends import REQUEST_NUMBERS
 from rpcprops.faults import FaultPlan, MessageType
 from rpcprops.oracle import Model, Prediction, predict
+from rpcprops.outcomes import Counters
 from rpcprops.programs import Program
 from rpcprops.properties import Case
 from rpcprops.steps import STEP_TYPES, Parallel, Settle, Step
 from rpcprops.steps.in_rank.lookup import place_of
-from rpcprops.torch_facts import NEWEST, Texts
+from rpcprops.torch_facts import FINDINGS, NEWEST, CounterKeys, Finding, Texts
+from rpcprops.torch_facts.places import COUNTERS, REQUESTS, places_of_texts
 from rpcprops.torch_facts.public import (
     CLASSES,
     NEEDS,
@@ -163,6 +166,9 @@ class Reached:
         kinds: how many steps of each kind there were.
         errors: for each class of error, the kinds of step that must raise it.
         texts: the texts of torch's, by their names in :class:`Texts`, that some prediction expects.
+        behind: for each such text, the kinds of step that show the class of an error that has it.
+        counters: for each counter, the kinds of step after which the prediction has more of it.
+        kept: the counters that some prediction has other than 0 at the end of its program.
     """
 
     programs: int = 0
@@ -174,6 +180,9 @@ class Reached:
     kinds: Counter[type[Step]] = field(default_factory=Counter)
     errors: defaultdict[str, set[type[Step]]] = field(default_factory=lambda: defaultdict(set))
     texts: set[str] = field(default_factory=set)
+    behind: defaultdict[str, set[type[Step]]] = field(default_factory=lambda: defaultdict(set))
+    counters: defaultdict[str, set[type[Step]]] = field(default_factory=lambda: defaultdict(set))
+    kept: set[str] = field(default_factory=set)
 
     def add(self, program: Program, plan: FaultPlan) -> None:
         """Predict a program step by step, and count what each step does."""
@@ -181,6 +190,7 @@ class Reached:
         model = Model(program.world_size, plan, facts=NEWEST)
         for leaf in program.leaves:
             before, sent = len(model.sends), Counter(model.in_contexts.sent)
+            held = model.counters()
             shown = model.add(leaf)
             self.kinds[type(leaf)] += 1
             for send in model.sends[before:]:
@@ -189,9 +199,28 @@ class Reached:
                 self.beside[message].add(type(leaf))
             if shown.error:
                 self.errors[shown.error].add(type(leaf))
+            else:
+                self._add_shown(leaf, shown.value, held, model.counters())
         whole = predict(program, plan, NEWEST)
+        self.kept |= {name for one in whole.counters for name in _more(Counters(), one)}
         self.at_shutdown |= {send.message for send in whole.last_sends}
         self.texts.update(_texts(whole))
+
+    def _add_shown(
+        self, leaf: Step, value: Any, held: Sequence[Counters], holds: Sequence[Counters]
+    ) -> None:
+        """Count the texts behind what the value shows, and what the ranks hold more than before."""
+        for text in leaf.texts_behind(value):
+            self.texts.add(text)
+            self.behind[text].add(type(leaf))
+        for before, after in zip(held, holds, strict=True):
+            for name in _more(before, after):
+                self.counters[name].add(type(leaf))
+
+
+def _more(before: Counters, after: Counters) -> list[str]:
+    names = (item.name for item in fields(Counters))
+    return [name for name in names if getattr(after, name) > getattr(before, name)]
 
 
 #: The text by which each class of error is known (oracle/errors.py).
@@ -216,12 +245,36 @@ def _texts(prediction: Prediction) -> Iterator[str]:
         yield "users_waited"
     if prediction.may_warn_unreleased_context:
         yield "context_kept"
-    if "readable-injected-error" in prediction.known_bugs:
-        yield "unreadable"
-    if "late-remote-to-self" in prediction.known_bugs:
-        yield from ("assertion", "owner_assertion_file")
-    if "timed-out-remote-dropped" in prediction.known_bugs:
+    for met in prediction.met:
+        yield from _texts_in(met.says)
+    for finding in FINDINGS.values():
+        if finding.name in prediction.known_bugs:
+            yield from _texts_of(finding)
+
+
+def _texts_in(pattern: str) -> Iterator[str]:
+    """The texts that a regular expression for a violation asks for."""
+    for name, _ in _shown_texts():
+        value = getattr(NEWEST.texts, name)
+        if any(
+            re.escape(part) in pattern for part in ((value,) if isinstance(value, str) else value)
+        ):
+            yield name
+
+
+def _texts_of(finding: Finding) -> Iterator[str]:
+    """The texts that a log must show before a finding explains it (oracle/_findings.py)."""
+    logs: Mapping[str, tuple[str, ...]] = {
+        "unreadable": ("unreadable",),
+        "owner_assertion": ("assertion", "owner_assertion_file"),
+        "terminated": ("terminated",),
+        "waited": ("users_waited", "owners_waited"),
+    }
+    yield from logs.get(finding.logs, ())
+    if finding.leak_logs:
         yield "fork_unknown"
+    if finding.abort_logs:
+        yield "heap_damaged"
 
 
 def reached(draws: int = _DRAWS) -> Reached:
@@ -281,6 +334,7 @@ def page(public: PublicNames, kinds: Mapping[type[Step], Uses], seen: Reached) -
         if part:
             lines += [f"## {package}", "", *_name_table(package, part), ""]
     lines += ["## Messages", "", *_message_lines(kinds, public, drawn, seen), ""]
+    lines += ["## Counters", "", *_counter_lines(seen), ""]
     lines += ["## Errors and lines of logs", "", *_error_lines(seen), ""]
     return "\n".join(map(_wrapped, lines))
 
@@ -342,18 +396,24 @@ def _message_lines(
         "EXCEPTION."
     )
     yield ""
-    yield "| request | fails or comes late | sent by these kinds of step |"
-    yield "| --- | --- | --- |"
+    yield (
+        "Beside each stand the functions of torch's C++ that send it and that serve it. "
+        f"{_FILES} So a hunt reaches these functions."
+    )
+    yield ""
+    yield "| request | fails or comes late | sent by these kinds of step | sent in | served in |"
+    yield "| --- | --- | --- | --- | --- |"
     for name in REQUEST_NUMBERS.values():
+        place = f"{_code(REQUESTS[name].makes)} | {_code(REQUESTS[name].serves)}"
         if name in counted:
             message = MessageType(name)
             by = [_kinds(seen.senders[message])] if seen.senders[message] else []
             by += ["shutdown, for what is still held"] if message in seen.at_shutdown else []
-            yield f"| `{name}` | yes | {'; '.join(by) or 'no step'} |"
+            yield f"| `{name}` | yes | {'; '.join(by) or 'no step'} | {place} |"
         else:
             used = UNCOUNTED_REQUESTS[name]
             by_name = _kinds(others[name]) or f"no step (none uses `{used}`)"
-            yield f"| `{name}` | no | {by_name} |"
+            yield f"| `{name}` | no | {by_name} | {place} |"
     silent = [cls for cls in kinds if not any(cls in by for by in seen.senders.values())]
     silent = [cls for cls in silent if not any(cls in by for by in others.values())]
     if silent:
@@ -365,20 +425,62 @@ def _message_lines(
         yield f"These kinds of step did not come in the programs drawn for this: {_kinds(missing)}."
 
 
+#: Where the files are that the page names.
+_FILES = (
+    "Files without a folder are in `torch/csrc/distributed/rpc`, those of `autograd/` in "
+    "`torch/csrc/distributed/autograd`."
+)
+
+
+def _code(places: str) -> str:
+    """Places as Markdown."""
+    return "; ".join(f"`{one}`" for one in places.split("; "))
+
+
+def _counter_lines(seen: Reached) -> Iterator[str]:
+    yield (
+        "torch counts what a rank holds and what is on its way. The ranks read all these counters "
+        "at each settle and at the end, and they must be as predicted. *Held* are those which the "
+        "prediction of one of the same drawn programs has other than 0 at its end; *met* are those "
+        "which it has other than 0 after some step; the kinds of step beside them are those after "
+        "which it has more. The others must be 0 whenever the ranks are at rest. What a rank holds "
+        "because of a known finding is not counted here."
+    )
+    yield ""
+    yield _FILES
+    yield ""
+    yield (
+        "| counter of torch's | drawn programs | kinds of step that add to it | added to in | "
+        "taken from in |"
+    )
+    yield "| --- | --- | --- | --- | --- |"
+    for name, key in CounterKeys().all.items():
+        met = "held" if name in seen.kept else "met" if seen.counters[name] else "0 at rest"
+        place = COUNTERS[name]
+        by = _kinds(seen.counters[name])
+        yield f"| `{key}` | {met} | {by} | {_code(place.makes)} | {_code(place.serves)} |"
+
+
 def _error_lines(seen: Reached) -> Iterator[str]:
     yield (
         "What torch writes is in `rpcprops/torch_facts/_texts.py`, with its place in torch's "
         "source. A text is *met* if the prediction of one of the same drawn programs is that it "
-        "comes, or that it may come. The others mean that something is wrong, or come in tests "
-        "of the user's own."
+        "comes, or that it may come: also if a step shows only the class of the error that has it, "
+        "or a known finding brings it. The others mean that something is wrong, or come in tests "
+        "of the user's own. Files without a folder are in `torch/csrc/distributed/rpc`."
     )
     yield ""
-    yield "| text of torch's | drawn programs | kinds of step that must raise it |"
-    yield "| --- | --- | --- |"
+    yield (
+        "| text of torch's | drawn programs | kinds of step that must raise it, or show its class "
+        "| its place |"
+    )
+    yield "| --- | --- | --- | --- |"
+    places = places_of_texts()
     for name, text in _shown_texts():
         met = "met" if name in seen.texts else "not met"
-        by = seen.errors.get(next((c for c, t in _TEXT_OF.items() if t == name), ""), ())
-        yield f"| {text} (`{name}`) | {met} | {_kinds(by)} |"
+        raised = seen.errors.get(next((c for c, t in _TEXT_OF.items() if t == name), ""), set())
+        by = _kinds(raised | seen.behind[name])
+        yield f"| {text} (`{name}`) | {met} | {by} | {places[name].removesuffix('.')} |"
 
 
 def _shown_texts() -> Iterator[tuple[str, str]]:

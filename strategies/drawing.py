@@ -477,6 +477,24 @@ class StepDrawer:
         return not self.in_parallel and all(map(self._leaves_nothing, before))
 
     @property
+    def may_take_real_time(self) -> bool:
+        """Whether the next step may take seconds of real time, which a fast clock makes an hour.
+
+        Nothing may be under way meanwhile, and no timeout and no delay may come.
+        """
+        quiet = self.rests and not self.scope.futures
+        return quiet and self.undisturbed and self.rpc_timeout is None
+
+    @property
+    def may_make_more(self) -> bool:
+        """Whether a step may make RRefs that no other step uses, or larger values.
+
+        Nobody fetches these RRefs, so a program must settle before its shutdown.
+        """
+        alone = not (self.in_parallel or self.has_few_threads)
+        return alone and self.settles and self.undisturbed and self.rpc_timeout is None
+
+    @property
     def only_calls(self) -> bool:
         """Whether the steps so far are calls that leave nothing behind, and settles."""
         return all(step.op == "settle" or self._leaves_nothing(step) for step in self.steps)

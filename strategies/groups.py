@@ -5,13 +5,29 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from hypothesis import strategies as st
 
-from rpcprops.programs import Call, Chain, Count, Drop, Fetch, Member, Program, Remote, Step
+from rpcprops.programs import (
+    Call,
+    Carry,
+    Chain,
+    Count,
+    Drop,
+    Fetch,
+    Member,
+    Program,
+    Raising,
+    Remote,
+    Step,
+)
 from rpcprops.steps.arguments import PAIRS
+from rpcprops.steps.functions import RaisedIn
+from rpcprops.steps.groups import OUTSIDE
+from rpcprops.steps.values import of_one_call
 from rpcprops.strategies._checks import checked_facts
 from rpcprops.strategies._weighted import Weighted
 from rpcprops.strategies.drawing import below, letters
@@ -20,8 +36,13 @@ from rpcprops.torch_facts import TorchFacts
 _MAX_WORLD_SIZE = 4
 _MAX_STEPS = 14
 
-#: A step that may come next, and what changes with it.
-_Next = tuple[Step, Callable[[], None]]
+_Draw = Callable[[st.SearchStrategy[int]], int]
+#: A step that may come next, or what draws it; and what changes with it.
+_Next = tuple[Step | Callable[[_Draw], Step], Callable[[], None]]
+#: By which calls a function raises.
+_RAISING: tuple[RaisedIn, ...] = ("sync", "async", "deferred")
+#: How many values one drawn number chooses from, so that large ones come as often.
+_VALUES = 16
 
 
 def group_programs(*, facts: TorchFacts | None = None) -> st.SearchStrategy[Program]:
@@ -103,7 +124,7 @@ class _Drawn:
         reasons = ("failed-join-keeps-token", "rejoins-alone")
         self.least = 2 if any(map(facts.has_bug, reasons)) else 1
 
-    def add(self, draw: Callable[[st.SearchStrategy[int]], int], *, must: bool = False) -> None:
+    def add(self, draw: _Draw, *, must: bool = False) -> None:
         """Draw one more step, or none: first the kind, then one of those that may come.
 
         A number means the same kind after any steps, and 0 means none. So Hypothesis can leave out
@@ -111,15 +132,19 @@ class _Drawn:
         """
         # Few programs have three ranks and one outside, so refusals come more often there. What a
         # refusal has left behind shows in what comes next. And what one member does with a value
-        # of another, and leaves behind, needs several steps.
+        # of another, and leaves behind, needs several steps. Before anybody can call, the rest must
+        # not come as often as joins.
         ways = {
-            self.joins: 1,
+            self.joins: 1 + 4 * (len(self.members) < 2),
             self.calls: 1,
             self.looks: 1,
             self.uses: 3,
             self.leaves: 3 + 2 * bool(self.homes) + 4 * self.refused,
             self.refusals: 1 + 4 * (len(self.members) > 1),
             self.departures: 1,
+            self.outside_calls: 1,
+            self.profiled: 1,
+            self.further_calls: 1,
         }
         able = [way() for way in ways]
         # Calls must not drown the rest, so a kind is as likely whatever number of steps it has.
@@ -128,7 +153,7 @@ class _Drawn:
         options = able[max(0, number - 1)] or next(filter(None, able))
         step, then = options[draw(below(len(options)))]
         if number or must:
-            self.steps.append(step)
+            self.steps.append(step if isinstance(step, Step) else step(draw))
             then()
 
     def close(self) -> None:
@@ -141,7 +166,8 @@ class _Drawn:
         open_ = [rank for rank in ranks if not self.dashed.get(rank)]
         # Who joins for the first time comes more often: where torch has rejoins-alone, little of
         # what follows a second time is predicted.
-        steps = [Member(rank) for rank in (*open_, *[r for r in open_ if not self.inits[r]] * 3)]
+        first = [rank for rank in open_ if not self.inits[rank]] * 3
+        steps = [Member(rank) for rank in (*open_, *first)]
         # Of the last rank alone: where a torch has the finding, nobody joins after it.
         last = self.ranks[-1]
         is_open = self.dashed.get(last, True) and not self.facts.has_bug("dash-in-member-name")
@@ -221,6 +247,35 @@ class _Drawn:
         # Who leaves waits for its calls, and so for what they make.
         self.homes = {name: home for name, home in self.homes.items() if home != rank}
         self.unfetched = {name: None for name in self.unfetched if name in self.homes}
+
+    def further_calls(self) -> list[_Next]:
+        """Calls that carry a value of some sort, and calls of functions that raise.
+
+        They leave nothing behind: in a group nothing waits for what is under way at the end, or
+        when a member leaves (docs/programs.md).
+        """
+        pairs = [(at, to) for at in self.members for to in self.members]
+        found: list[_Next] = [(partial(self.carry, at, to), _nothing) for at, to in pairs]
+        raising = (Raising(at, to, how=how) for at, to in pairs for how in _RAISING)
+        return [*found, *((step, _nothing) for step in raising)]
+
+    def carry(self, at: int, to: int, draw: _Draw) -> Carry:
+        values = of_one_call(self.facts)
+        place = draw(below(1 + len(values) // _VALUES)) * _VALUES + draw(below(_VALUES))
+        sort, way = values[place % len(values)]
+        return Carry(at, to, sort, way)
+
+    def outside_calls(self) -> list[_Next]:
+        """What torch refuses at ranks that have not joined, or have left."""
+        outside = [rank for rank in self.ranks if rank not in self.members]
+        return [
+            (Member(rank, "outside", what=what), _nothing) for rank in outside for what in OUTSIDE
+        ]
+
+    def profiled(self) -> list[_Next]:
+        """Ranks that may join or leave inside a profiler."""
+        able = [*self.joins(), *self.leaves()]
+        return [(replace(one, profiled=True), then) for one, then in able if isinstance(one, Step)]
 
     def looks(self) -> list[_Next]:
         """Members that look."""

@@ -20,6 +20,7 @@ from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.programs import MAX_WORKER_THREADS, MAX_WORLD_SIZE, End, Program, Shutdown
 from rpcprops.steps import STEP_TYPES
 from rpcprops.strategies._checks import checked_facts, whole_number
+from rpcprops.strategies._late import Late, waits_of
 from rpcprops.strategies._weighted import Below, Weighted
 from rpcprops.strategies.drawing import (
     PARALLEL,
@@ -40,20 +41,22 @@ _FEW = 20
 _DEFAULTS = (*(None,) * 6, TIMEOUTS[1], TIMEOUTS[0])
 #: The threads of programs' ranks, small numbers more often. A program that needs more gets those.
 _THREADS = (*(None,) * 60, *(1,) * 10, *(2,) * 3, *(3, 3), *range(4, MAX_WORKER_THREADS + 1))
-#: How programs end, and who comes late: nobody, the last rank, or all but the last. Most end as
-#: usual, for that is how what they hold is given back.
-_LATE = 30.0
-_USUALLY: tuple[Shutdown, str] = ("graceful", "")
-_ENDS: tuple[tuple[Shutdown, str], ...] = (
-    *(_USUALLY,) * 4,
-    ("graceful", "last"),
+#: How programs end, and who comes late. Most end as usual, for that is how what they hold is given
+#: back.
+_USUALLY: tuple[Shutdown, Late] = ("graceful", "")
+_ENDS: tuple[tuple[Shutdown, Late], ...] = (
+    *(_USUALLY,) * 5,
+    ("graceful", "one"),
     ("twice", ""),
     ("at once", ""),
     ("timeout", ""),
-    ("timed out", "last"),
+    ("timed out", "one"),
     ("graceful", "others"),
-    ("at once", "last"),
+    ("at once", "one"),
     ("timed out", "others"),
+    ("graceful", "some"),
+    ("at once", "some"),
+    ("timed out", "some"),
 )
 
 
@@ -62,19 +65,26 @@ _ENDS: tuple[tuple[Shutdown, str], ...] = (
 _ALONE = 0.3
 
 
-def _end(how: Shutdown, late: str, world_size: int, plan: FaultPlan | None, *, free: bool) -> End:
+def _end(
+    how: Shutdown,
+    waits: tuple[float, ...],
+    world_size: int,
+    plan: FaultPlan | None,
+    *,
+    free: bool,
+    ignores_leaks: bool,
+) -> End:
     """An end of a program of so many ranks.
 
     Args:
         free: whether the threads of all ranks are certainly free for what a shutdown must do.
+        ignores_leaks: whether owners do so, if they shut down at once.
     """
     if how == "at once" and not free:
         how = "graceful"
-    before = world_size - 1
-    waits = {"": (), "last": (*(0.0,) * before, _LATE), "others": (_LATE,) * before}
-    if not (free and _is_in_time(End(how, waits[late]), world_size, plan)):
+    if not (free and _is_in_time(End(how, waits), world_size, plan)):
         how = "timeout" if how == "timed out" else how
-    return End(how, waits[late])
+    return End(how, waits, ignores_leaks=ignores_leaks and how == "at once")
 
 
 def _is_in_time(end: End, world_size: int, plan: FaultPlan | None) -> bool:
@@ -264,8 +274,8 @@ def _program_drawer(
     if branches:
         drawn = (*drawn, PARALLEL)
     # Bytes, for of the numbers below a large one Hypothesis mostly draws small ones, whose high
-    # bits are 0. They hold two bits for each group, then 8, 15 and two bits.
-    many = 4 + len(groups) // 4
+    # bits are 0. They hold two bits for each group, then 8, 15, two, 16 and two bits.
+    many = 7 + len(groups) // 4
     bits = st.binary(min_size=many, max_size=many)
     others = sum(1 << bit for bit, group in enumerate(groups) if not _of_rrefs(group))
     settled_or_not = (True, True, True, False) if settles is None else (bool(settles),)
@@ -281,6 +291,7 @@ def _program_drawer(
         # one RRef needs several of these.
         some = number & (number >> len(groups) | others)
         threads = _THREADS[(more >> 8) % (1 << 15) % len(_THREADS)]
+        waits = waits_of(late, more >> 25 & 0xFFFF, world_size)
         # Ranks that shut down at once while calls are under way need threads that are free.
         hasty = how == "at once" and not settled and threads is None
         steps = StepDrawer(
@@ -323,7 +334,14 @@ def _program_drawer(
             settles=settled,
             rpc_timeout=steps.default_timeout,
             num_worker_threads=threads,
-            end=_end(how, late, world_size, plan, free=settled or free),
+            end=_end(
+                how,
+                waits,
+                world_size,
+                plan,
+                free=settled or free,
+                ignores_leaks=more >> 41 & 3 == 3,
+            ),
         )
 
     return draw_program

@@ -29,7 +29,8 @@ class Group:
         kept: the forks that members held when they left, each with its RRef.
         dashed: ranks whose name has a dash.
         gone: members that have left without telling the others.
-        told: how often a rank has called another one, or itself, to join or to leave.
+        told: how often a rank has called another one, or itself, to join or to leave; not inside a
+            profiler, where this is another message.
     """
 
     inits: Counter[int] = field(default_factory=Counter)
@@ -53,18 +54,16 @@ class Group:
         """The members that a member finds in stock torch: those with its number."""
         return [one for one in self.members if self.joined[one] == self.joined[rank]]
 
-    def tells_of_join(self, rank: int) -> None:
+    def called_to_join(self, rank: int) -> list[int]:
         """A new member asks the others for their devices, and then tells all, itself included.
 
         ``backend_registry.py``: _set_devices_and_reverse_device_map.
         """
-        self.told.update(
-            (rank, one) for one in self.known_to(rank) for _ in range(1 + (one != rank))
-        )
+        return [one for one in self.known_to(rank) for _ in range(1 + (one != rank))]
 
-    def tells_of_leave(self, rank: int) -> None:
+    def called_to_leave(self, rank: int) -> list[int]:
         """A member that leaves tells the others (``api.py``: shutdown)."""
-        self.told.update((rank, one) for one in self.known_to(rank) if one != rank)
+        return [one for one in self.known_to(rank) if one != rank]
 
     def with_kept(self, rank: int, rrefs: Sequence[Owned]) -> list[int]:
         """How many values and forks a rank holds if no leaving member has deleted any."""

@@ -31,6 +31,7 @@ from rpcprops.programs import Context, Drop, End, Fetch, Program, Remote, Shutdo
 from rpcprops.properties._base import Case
 from rpcprops.properties._messages import SHARING, TIMEOUT, TOO_LATE, in_context
 from rpcprops.strategies import fault_tables, programs_under_faults
+from rpcprops.strategies._late import Late, waits_of
 from rpcprops.strategies.drawing import KINDS
 from rpcprops.torch_facts import TorchFacts, installed
 
@@ -63,22 +64,21 @@ _UNAWAITED = frozenset(
         _DELETE,
     }
 )
-#: How programs end, who comes late to that (see :func:`_late`), and whether they settle before;
+#: How programs end, who comes late to that (`strategies/_late.py`), and whether they settle before;
 #: None: as they do. Most end as usual, because a used world takes only these.
-_ENDS: tuple[tuple[Shutdown, str, bool | None], ...] = (
+_ENDS: tuple[tuple[Shutdown, Late, bool | None], ...] = (
     *(("graceful", "", None),) * 9,
     ("at once", "", True),
     ("at once", "", False),
-    ("graceful", "last", None),
-    ("timed out", "last", None),
-    ("at once", "last", False),
+    ("graceful", "one", None),
+    ("timed out", "one", None),
+    ("at once", "one", False),
     ("twice", "", None),
     ("timeout", "others", None),
     ("timed out", "others", None),
     ("at once", "others", False),
+    ("graceful", "some", None),
 )
-#: Virtual seconds by which a rank comes late to the end.
-_LATE_TO_END = 30.0
 _Which = Literal["nth", "first", "every"]
 _WHICH: tuple[_Which, ...] = ("nth", "nth", "nth", "nth", "first", "every")
 
@@ -234,20 +234,14 @@ def disturbed(
 def _with_end(draw: st.DrawFn, program: Program, plan: FaultPlan) -> Program:
     """The program with an end of its own, if that is predicted under the plan."""
     how, late, settles = draw(st.sampled_from(_ENDS))
-    end = End(how, _late(late, program.world_size))
+    number = draw(st.integers(0, 2**program.world_size - 1)) if late else 0
+    end = End(how, waits_of(late, number, program.world_size))
     settled = program.settles if settles is None else settles
     try:
         changed = replace(program, end=end, settles=settled)
     except UsageError:
         return program
     return changed if _predicted(Case(changed, plan)) is not None else program
-
-
-def _late(who: str, world_size: int) -> tuple[float, ...]:
-    """For how long each rank waits: nobody does, or the last rank, or all others."""
-    before = world_size - 1
-    waits = {"last": (*(0.0,) * before, _LATE_TO_END), "others": (_LATE_TO_END,) * before}
-    return waits.get(who, ())
 
 
 def _with_one_more(draw: st.DrawFn, case: Case, facts: TorchFacts, action: MessageAction) -> Case:

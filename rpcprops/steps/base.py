@@ -279,6 +279,13 @@ class Step:
             return []
         return [Violation("WrongValue", f"expected {expected!r}, got {seen!r}")]
 
+    def texts_behind(self, value: Any) -> tuple[str, ...]:
+        """Torch's texts, by their names in ``torch_facts/_texts.py``, behind a predicted value.
+
+        They are those of errors of which the value shows no more than the class.
+        """
+        return ()
+
     def context_ids(self, value: Any) -> Mapping[str, int]:
         """The ids, by name, of the contexts that it made; they are part of its value."""
         return {}

@@ -41,10 +41,27 @@ if TYPE_CHECKING:
     from rpcprops.oracle.prediction import StepPrediction
     from rpcprops.programs.scope import Scope
 
+#: What torch refuses while no agent runs, each by ``api.py``: _require_initialized, but the last
+#: one by ``rpc_agent.cpp``: RpcAgent::getCurrentRpcAgent. All are RuntimeErrors.
+Outside = Literal[
+    "rpc_sync",
+    "rpc_async",
+    "remote",
+    "get_worker_info",
+    "shutdown",
+    "shutdown at once",
+    "get_rpc_timeout",
+]
+OUTSIDE: tuple[Outside, ...] = get_args(Outside)
+#: The text of all but the last one, by its name in ``torch_facts/_texts.py``.
+_UNINITIALISED = "uninitialised"
 #: What a rank does: it joins; it tries to, in a way that torch must refuse; it leaves by a graceful
 #: shutdown; as a member, it looks at what it knows and holds; it leaves by a shutdown that tells
-#: nobody.
-Does = Literal["join", "refused", "leave", "look", "leave at once"]
+#: nobody; as no member, it does what torch refuses then.
+Does = Literal["join", "refused", "leave", "look", "leave at once", "outside"]
+_OF_NO_MEMBER: tuple[Does, ...] = ("join", "refused", "outside")
+#: What may stand inside a profiler.
+_PROFILED: tuple[Does, ...] = ("join", "leave", "leave at once")
 #: Why torch must refuse a join: the name is not allowed (``rpc_agent.cpp``: WorkerInfo); a member
 #: has that name, or that rank (``agent_utils.cpp``: collectCurrentNames); it names a world size
 #: (``tensorpipe_agent.cpp``: TensorPipeAgent::checkAndSetStaticGroup). All are RuntimeErrors.
@@ -64,7 +81,8 @@ class Member(Step):
 
     With `dash` the rank joins under a name that has a dash, and keeps that name in the whole
     program. `why` is what a "refused" join does wrong; `taken` is the member whose name or rank it
-    takes. A rank that has called ``init_rpc`` with another rank than its own cannot join later
+    takes. `what` is what a rank "outside" calls: before it has joined, or once it has left. A rank
+    that has called ``init_rpc`` with another rank than its own cannot join later
     (``autograd/context/container.cpp``: DistAutogradContainer::init).
 
     A program that begins with such a step has no static world: its ranks begin without RPC, and
@@ -77,8 +95,12 @@ class Member(Step):
     (``members``). "look" also has ``knows`` with the number of each of them, which is predicted in
     place of ``members`` once somebody has left at once; and how many values it owns and how many
     forks of them it counts (``held``; not predicted while a creation or a delete may be under way,
-    or may have been lost). "refused" has the class of the error (``refused``), "RuntimeError" for
-    what derives from it.
+    or may have been lost). "refused" and "outside" have the class of the error (``refused``),
+    "RuntimeError" for what derives from it.
+
+    With `profiled` the rank joins or leaves inside ``torch.autograd.profiler_legacy.profile()``,
+    and the value has as ``profiled`` how many events have the name of a call by which it tells the
+    members of that, as ``internal.py``: _build_rpc_profiling_key builds it.
     """
 
     op: ClassVar[str] = "member"
@@ -91,6 +113,8 @@ class Member(Step):
     dash: bool = False
     why: Refusal = "bad name"
     taken: int | None = None
+    what: Outside = "rpc_sync"
+    profiled: bool = False
 
     def enter(self, scope: Scope) -> None:
         members = scope.members
@@ -99,11 +123,12 @@ class Member(Step):
             raise UsageError(msg)
         members = members or frozenset()
         is_in = self.at in members
-        if is_in != (self.does not in ("join", "refused")):
+        if is_in == (self.does in _OF_NO_MEMBER):
             msg = f"does={shown(self.does)}: rank {self.at} is {'a' if is_in else 'no'} member."
             raise UsageError(msg)
         self._check_refusal(members)
-        if not is_in and self.at in scope.foreign:
+        self._check_others()
+        if self.does in ("join", "refused") and self.at in scope.foreign:
             msg = (
                 f"rank {self.at} has called init_rpc with another rank, and torch allows its "
                 f"process no second one (container.cpp: DistAutogradContainer::init)."
@@ -150,6 +175,17 @@ class Member(Step):
             msg = "why='static' needs a group that has members."
             raise UsageError(msg)
 
+    def _check_others(self) -> None:
+        """Raises:
+        UsageError: its fields do not fit what it does.
+        """
+        if self.what != "rpc_sync" and self.does != "outside":
+            msg = f"what={shown(self.what)} needs does='outside', not {shown(self.does)}."
+            raise UsageError(msg)
+        if self.profiled and self.does not in _PROFILED:
+            msg = f"profiled=True needs one of {_PROFILED}, not does={shown(self.does)}."
+            raise UsageError(msg)
+
     def _enter_leave(self, scope: Scope) -> None:
         """A member may hold RRefs when it leaves, but nobody may hold one of its values."""
         for name, handle in scope.handles.items():
@@ -179,6 +215,7 @@ class Member(Step):
             "leave": self._leave,
             "look": self._look,
             "leave at once": self._leave_at_once,
+            "outside": self._outside,
         }[self.does](model)
 
     def _join(self, model: Model) -> StepPrediction:
@@ -190,7 +227,7 @@ class Member(Step):
             group.dashed.add(self.at)
         self._begin(model)
         wanted, known = group.members, group.known_to(self.at)
-        group.tells_of_join(self.at)
+        told = self._tells(model, group.called_to_join(self.at))
         if known != wanted:
             # __init__.py: init_rpc puts _init_counter into the prefix of the store.
             says = f"^{re.escape(_knows(known, wanted))}$"
@@ -200,7 +237,22 @@ class Member(Step):
                 f"^expected no error, got ValueError: {re.escape(model.facts.texts.not_a_number)}"
             )
             model.findings.meets_here("dash-in-member-name", self.at, says)
-        return model.shows({"members": wanted})
+        return model.shows({"members": wanted, **told})
+
+    def _tells(self, model: Model, called: Sequence[int]) -> Mapping[str, int]:
+        """It calls these members, perhaps inside a profiler; what it shows of that."""
+        if not self.profiled:
+            model.group.told.update((self.at, one) for one in called)
+            return {}
+        for one in called:
+            # autograd/utils.cpp: sendMessageWithAutograd.
+            model.in_contexts.profiled(self.at, one)
+        model.profiled.update(called)
+        return {"profiled": len(called)}
+
+    def _outside(self, model: Model) -> StepPrediction:
+        # api.py: _require_initialized.
+        return model.shows({"refused": "RuntimeError"})
 
     def _refused(self, model: Model) -> StepPrediction:
         # All are checked in the constructor of the agent. That is within _utils.py:
@@ -265,7 +317,7 @@ class Member(Step):
         self._check_owned(model)
         model.group.gone.add(self.at)
         del model.group.joined[self.at]
-        return model.shows({})
+        return model.shows(self._tells(model, ()))
 
     def _check_owned(self, model: Model) -> None:
         """Raises:
@@ -291,9 +343,9 @@ class Member(Step):
         if group.joined[self.at] in group.stuck:
             says = f"got \\w+: .*(?i:{model.facts.texts.timed_out})|does not end"
             model.findings.meets_here("failed-join-keeps-token", self.at, says)
-        group.tells_of_leave(self.at)
+        told = self._tells(model, group.called_to_leave(self.at))
         del group.joined[self.at]
-        return model.shows({})
+        return model.shows(told)
 
     def _look(self, model: Model) -> StepPrediction:
         group = model.group
@@ -338,9 +390,21 @@ class Member(Step):
             found.append(_wrongly_held(seen.get("held"), expected["held"]))
         if seen.get("refused") != expected.get("refused"):
             error = seen.get("refused") or "no error"
-            message = f"a join in a way that torch must refuse ({self.why}) ended by: {error}"
-            found.append(Violation("MissingError", message))
+            what = f"a join in a way that torch must refuse ({self.why})"
+            if self.does == "outside":
+                what = f"{self.what} at a rank that is no member"
+            found.append(Violation("MissingError", f"{what} ended by: {error}"))
+        if seen.get("profiled") != expected.get("profiled"):
+            message = (
+                f"the profiler shows {seen.get('profiled')} of the {expected.get('profiled')} "
+                f"calls by which a rank joins or leaves"
+            )
+            found.append(Violation("WrongValue", message))
         return found
+
+    def texts_behind(self, value: Any) -> tuple[str, ...]:
+        is_initialised = self.does != "outside" or self.what == OUTSIDE[-1]
+        return () if is_initialised else (_UNINITIALISED,)
 
 
 def _knows(seen: Any, wanted: Sequence[int]) -> str:

@@ -42,6 +42,7 @@ from rpcprops.steps.arguments import (
 )
 from rpcprops.steps.base import Flavour, OwnerOf, Sort, Step, StepFails, Value
 from rpcprops.steps.control import Settle
+from rpcprops.steps.groups import OUTSIDE, Outside
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -253,18 +254,6 @@ class Profile(Step):
         return cls(at, to, left=left, right=right, seconds=seconds, **given)
 
 
-#: What torch refuses while no agent runs, each by ``api.py``: _require_initialized, but the last
-#: one by ``rpc_agent.cpp``: RpcAgent::getCurrentRpcAgent. All are RuntimeErrors.
-Outside = Literal[
-    "rpc_sync",
-    "rpc_async",
-    "remote",
-    "get_worker_info",
-    "shutdown",
-    "shutdown at once",
-    "get_rpc_timeout",
-]
-OUTSIDE: tuple[Outside, ...] = get_args(Outside)
 #: How the ranks leave: by a graceful shutdown; by one with a timeout that nothing reaches; by one
 #: that waits for nobody.
 Leaving = Literal["graceful", "timeout", "at once"]

@@ -56,6 +56,13 @@ _REMOTES: tuple[dict[str, Any], ...] = (
     {"flavour": "script"},
     {"raises": True},
 )
+#: What a remote of a TorchScript function may have more, seldom.
+_MORE: tuple[dict[str, int], ...] = (
+    *({},) * 9,
+    {"beside": 1},
+    {"beside": 7},
+    {"megabytes": 1},
+)
 _OWNED: tuple[Value, ...] = ((1.0,), (0.0,), (-2.0,), (1.0, 2.0), (3.0, 0.0, -1.0))
 _ADDENDS = (1.0, 0.0, -2.0, 3.0)
 #: The largest value that a remote makes.
@@ -257,6 +264,8 @@ class Remote(Step):
             at, message, late=late, slow=slow, slow_late=slow_late, waits=waits
         )
         drawer.may_hold_errors |= "raises" in form
+        if flavour == "script" and timeout is None and isinstance(right, tuple):
+            form = {**form, **drawer.pick(_MORE if drawer.may_make_more else _MORE[:1])}
         out = drawer.name("handle")
         drawer.waiting += isinstance(right, str)
         takes = drawer.delay_milliseconds(at, message) / 1000 + seconds + waits
@@ -1182,7 +1191,9 @@ class Drop(OfHandle):
     """Drop a handle, and what was made beside it, and collect garbage at its rank.
 
     `by` says how: by ``del``, at the end of a scope, or by a thread that drops one RRef after
-    another, about one in a millisecond of real time, while the program goes on.
+    another, about one in a millisecond of real time, while the program goes on. Such a thread is
+    never drawn: when it drops what is not known, and a shutdown or a fault that comes meanwhile
+    finds more RRefs or fewer. It serves the case of shutdown-races-delete.
     """
 
     op: ClassVar[str] = "drop"

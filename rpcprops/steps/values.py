@@ -70,7 +70,9 @@ class Fate:
             nothing, because its type cannot hold this value ("refused").
         ways: the ways by which a program may send it.
         rrefs: how many RRefs it contains.
-        drawn: whether it is drawn.
+        large: whether it takes a while of real time to travel. Under a fast clock that is minutes
+            or hours, so such a step has no timeout, and is drawn only where nothing else is under
+            way, without faults, and where no default timeout is.
         bugs: the known finding that it meets, for each way by which it meets one. It is drawn by
             such a way only for a torch that has mended the finding.
         comes: a regular expression for how it then differs.
@@ -87,7 +89,7 @@ class Fate:
     owned: Literal["typed", "object", "refused"] = "object"
     ways: tuple[Way, ...] = WAYS
     rrefs: int = 0
-    drawn: bool = True
+    large: bool = False
     bugs: Mapping[Way, str] = field(default_factory=dict)
     comes: str = ""
     far: bool = False
@@ -353,7 +355,7 @@ SORTS: Mapping[str, Fate] = {
         bugs=dict.fromkeys(("result", "remote", "own"), "attribute-error-as-value"),
         comes="type builtins.AttributeError instead of ",
     ),
-    "large": Fate(owned="typed", drawn=False),
+    "large": Fate(owned="typed", large=True),
 }
 
 #: Virtual seconds that a slow value takes each time, at most twice for one step.
@@ -373,7 +375,7 @@ class Carry(Step):
     give its own value where it arrives. How often a value of the sort `counted` is pickled and
     unpickled counts as the calls "stepN/pickled" and "stepN/unpickled". The function at `to` sleeps
     for `seconds` (virtual) before it makes the value, compares it or gives it back. `timeout` is
-    that of the call which carries a value without RRefs that is not counted.
+    that of the call which carries a value without RRefs that is neither counted nor large.
     """
 
     op: ClassVar[str] = "carry"
@@ -406,8 +408,8 @@ class Carry(Step):
         if self.timeout is not None and not _may_time_out(SORTS[self.sort], self.way):
             msg = (
                 f"a timeout of sort={shown(self.sort)} and way={shown(self.way)} is not modelled; "
-                f"use a value without RRefs that is not counted and ends no process, and "
-                f"way={' or '.join(map(repr, _TIMED))}."
+                f"use a value without RRefs that is neither counted nor large and ends no process, "
+                f"and way={' or '.join(map(repr, _TIMED))}."
             )
             raise UsageError(msg)
 
@@ -726,9 +728,10 @@ class Carry(Step):
         target = drawer.pick(to or drawer.peers[caller])
         able = _able(fits, drawer.facts)
         may_be_slow = drawer.may_take(2 * SLOW_SECONDS)
-        sorts = [sort for sort in able if may_be_slow or not SORTS[sort].slow]
-        place = {"may_be_slow": may_be_slow, "in_parallel": drawer.in_parallel}
-        sort = drawer.pick(sorts, _weights(fits, drawer.facts, **place))
+        may_be_large = drawer.may_take_real_time
+        place = {"slow": may_be_slow, "large": may_be_large, "in_parallel": drawer.in_parallel}
+        weights = _weights(fits, drawer.facts, **place)
+        sort = drawer.pick(tuple(weights), tuple(weights.values()))
         ways = able[sort]
         meeting = [way for way in ways if way in SORTS[sort].bugs]
         way: Any = drawer.pick([*ways, *meeting * len(ways)])
@@ -768,6 +771,8 @@ class Carry(Step):
         return [(cls.op, lambda: cls.draw(drawer, **aim))]
 
 
+#: Of so many values that may be large, one is.
+_SELDOM = 20
 #: Of this a callee makes the error that its function raises (internal.py: _run_function).
 _RAISED_THERE = "missing-unpickled"
 #: The ways by which one call carries the value.
@@ -779,9 +784,11 @@ def _may_time_out(fate: Fate, way: Way) -> bool:
 
     An RRef in an answer that comes too late was forked, and nobody takes the fork back. Nor does
     anybody unpickle that answer. A value that ends a process of stock torch does so late or early.
+    How long a large one travels, by a fast clock, nobody can tell.
     """
     ends_process = fate.bugs.get(way) in (UNWRITABLE, UNREADABLE_TENSOR)
-    return way in _TIMED and not (fate.rrefs or fate.counted or ends_process)
+    untimed = fate.rrefs or fate.counted or fate.large or ends_process
+    return way in _TIMED and not untimed
 
 
 def fate_of(sort: str, facts: TorchFacts) -> Fate:
@@ -808,7 +815,7 @@ def _able(
             # A step is checked without a torch, so by what holds for every one.
             if way in SORTS[sort].ways and way not in met and (fits is None or fits(fate, way))
         ]
-        if ways and fate.drawn and facts.has_dtype(sort):
+        if ways and facts.has_dtype(sort):
             found[sort] = tuple(ways)
     return found
 
@@ -818,18 +825,25 @@ def _weights(
     fits: Callable[[Fate, Way], bool] | None,
     facts: TorchFacts,
     *,
-    may_be_slow: bool,
+    slow: bool,
+    large: bool,
     in_parallel: bool,
-) -> tuple[float, ...]:
-    """How often each of these sorts is drawn.
+) -> Mapping[str, float]:
+    """The sorts that are drawn, and how often each of them is.
 
     What torch once got wrong comes more often where it has been mended: it is half of all. Of these
     a reason comes not as often as it has sorts, but as the square root of that, so that one with a
     single sort is no rarity. And what is slow comes more often, or whose pickling is counted, above
-    all beside other steps.
+    all beside other steps. A large one may come at few places, and of all that are drawn it is to
+    be one of hundreds.
+
+    Args:
+        slow: whether there is time for one that is slow.
+        large: whether there is real time for one that is large.
     """
     able = _able(fits, facts)
-    sorts = [sort for sort in able if may_be_slow or not SORTS[sort].slow]
+    sorts = [sort for sort in able if slow or not SORTS[sort].slow]
+    sorts = [sort for sort in sorts if large or not SORTS[sort].large]
     reasons: dict[str, tuple[str, ...]] = {}
     for sort in sorts:
         bugs = sorted({SORTS[sort].bugs[way] for way in able[sort] if way in SORTS[sort].bugs})
@@ -844,7 +858,22 @@ def _weights(
         weights[sort] += len(sorts) / total / math.sqrt(alike[reason])
     for sort in busy:
         weights[sort] += part
-    return tuple(weights.values())
+    for sort in sorts:
+        if SORTS[sort].large:
+            weights[sort] = len(sorts) / _SELDOM
+    return weights
+
+
+def of_one_call(facts: TorchFacts) -> Sequence[tuple[str, Way]]:
+    """The sorts and ways that are drawn for a torch by which one call does it all.
+
+    Nothing is under way when the step has ended, and no RRef has been made.
+    """
+
+    def is_simple(fate: Fate, way: Way) -> bool:
+        return way in _TIMED and not (fate.rrefs or fate.slow or fate.large)
+
+    return tuple((sort, way) for sort, ways in _able(is_simple, facts).items() for way in ways)
 
 
 def _fetches(fate: Fate, way: Way) -> bool:

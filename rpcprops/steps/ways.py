@@ -713,6 +713,9 @@ class Ask(OfHandle):
         }
         return model.shows(known[self.what])
 
+    def texts_behind(self, value: Any) -> tuple[str, ...]:
+        return ("not_picklable",) if self.what == "pickle" else ()
+
     def judge(self, expected: Any, seen: Any) -> list[Violation]:
         if expected is None and seen in ([True], [False]):
             return []

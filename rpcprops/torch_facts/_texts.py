@@ -50,6 +50,7 @@ class Texts:
         proxy_keyword: what refuses a keyword of a call through an RRef, before its name.
         without_hooks: the error of a remote module that lacks what every module has.
         stopped: what refuses a message of an agent that has been shut down.
+        uninitialised: what refuses a call in a process where no agent runs.
         not_a_number: the error of C++ where it reads a number that is none.
         terminated: the first words of the C++ runtime when it ends the process.
     """
@@ -121,6 +122,8 @@ class Texts:
     without_hooks: str = "'RemoteModule' object has no attribute '_backward_hooks'"
     # tensorpipe_agent.cpp, `TensorPipeAgent::send`.
     stopped: str = "RPC is no longer running"
+    # torch/distributed/rpc/api.py:91, `_require_initialized`.
+    uninitialised: str = "RPC has not been initialized"
     # libstdc++, `std::stoi`.
     not_a_number: str = "stoi"
     # libstdc++, `__gnu_cxx::__verbose_terminate_handler`.

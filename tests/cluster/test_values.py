@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from rpcprops.cluster.options import Transport
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.oracle import judge, predict, predict_for, set_apart
-from rpcprops.programs import Carry, Program, Settle
+from rpcprops.programs import Carry, Program, Settle, Step
 from rpcprops.pytest_plugin import ClusterFactory
 from rpcprops.runner import run
 from rpcprops.steps.values import DTYPES, LEFT_OUT, PACKED, QUANTIZED, SORTS, WAYS, Way
@@ -208,15 +209,33 @@ def test_a_lost_call_comes_before_the_refusal() -> None:
 
 
 def test_sorts_and_ways_are_drawn() -> None:
-    """What is drawn has every way, many sorts, and never one that is too large or ends a rank."""
+    """What is drawn has every way, many sorts, and never one that ends a rank."""
     drawn = programs(kinds=("carry",), min_steps=8)
     found = [leaf for p in draws(drawn, 40) for leaf in p.leaves if isinstance(leaf, Carry)]
     assert {step.way for step in found} == set(WAYS)
     assert len({step.sort for step in found}) > 20
-    assert all(SORTS[step.sort].drawn for step in found)
+    # For such a program nobody knows what a plan delays.
+    assert not any(SORTS[step.sort].large for step in found)
 
 
-def every_carry(*, drawn: bool, broken: bool = False) -> list[Carry]:
+def test_a_large_value_is_seldom_drawn_and_only_where_no_time_counts() -> None:
+    """It takes seconds of real time, so it is alone, without faults and without a timeout."""
+    drawn = programs(kinds=("carry",), min_steps=1, max_steps=2, plan=FaultPlan())
+    found = itertools.chain.from_iterable(draws(drawn, 200, start) for start in range(20))
+    seldom = [*itertools.islice((program for program in found if _is_large(program.leaves)), 5)]
+    assert len(seldom) == 5
+    for program in seldom:
+        assert program.rpc_timeout is None
+        assert all(len(step.leaves) == 1 for step in program.steps if _is_large(step.leaves))
+    faulty = programs(kinds=("carry",), plan=FaultTable([MessageType.PYTHON_CALL], 1))
+    assert not any(_is_large(program.leaves) for program in draws(faulty, 60))
+
+
+def _is_large(steps: Sequence[Step]) -> bool:
+    return any(isinstance(step, Carry) and SORTS[step.sort].large for step in steps)
+
+
+def every_carry(*, large: bool = False, broken: bool = False) -> list[Carry]:
     """Each sort by each of its ways, to another rank and to the rank itself.
 
     `broken` asks for those that meet a known finding of this torch, and only for them.
@@ -226,7 +245,7 @@ def every_carry(*, drawn: bool, broken: bool = False) -> list[Carry]:
         for to in (1, 0)
         for sort, fate in SORTS.items()
         for way in fate.ways
-        if fate.drawn == drawn and installed().has_dtype(sort)
+        if fate.large == large and installed().has_dtype(sort)
         if broken == (way in fate.bugs and installed().has_bug(fate.bugs[way]))
     ]
 
@@ -241,7 +260,7 @@ def check(steps: list[Carry], plan: FaultPlan, at_once: int) -> None:
 @pytest.mark.usefixtures("rpc_cluster")
 def test_values_travel_as_predicted() -> None:
     """Some values of many sorts arrive equal in real ranks, others are refused as they must be."""
-    check(every_carry(drawn=True)[::7], FaultPlan(), 45)
+    check(every_carry()[::7], FaultPlan(), 45)
 
 
 @pytest.mark.usefixtures("rpc_cluster")
@@ -278,7 +297,7 @@ def test_what_holds_rrefs_is_slow_or_counted_travels_as_predicted(plan: FaultPla
 )
 def test_every_sort_travels_by_every_way(plan: FaultPlan) -> None:
     """Each sort by each way arrives or is refused as predicted, also within the retry budget."""
-    check(every_carry(drawn=True), plan, 20)
+    check(every_carry(), plan, 20)
 
 
 @pytest.mark.nightly
@@ -286,7 +305,7 @@ def test_every_sort_travels_by_every_way(plan: FaultPlan) -> None:
 def test_what_torch_breaks_is_explained_and_nothing_else_is_wrong() -> None:
     """Each sort that meets a known finding shows it, as it is described, in a world of its own."""
     shown = 0
-    for step in every_carry(drawn=True, broken=True):
+    for step in every_carry(broken=True):
         program = Program(2, (step, Settle()))
         outcome = run(program)
         violations = judge(program, None, outcome)
@@ -297,7 +316,7 @@ def test_what_torch_breaks_is_explained_and_nothing_else_is_wrong() -> None:
     assert shown > 20
 
 
-LARGE = [step for step in every_carry(drawn=False) if step.sort == "large"]
+LARGE = every_carry(large=True)
 
 
 @pytest.mark.usefixtures("rpc_cluster")

@@ -1475,6 +1475,9 @@ DEFECTS |= {
     "a join is refused by another class of error": _of_member(
         "refused", "MissingError", lambda _: "ValueError"
     ),
+    "a profiler does not see a call by which a rank joins or leaves": _of_member(
+        "profiled", "WrongValue", lambda calls: calls - 1
+    ),
     "a member forgets one when another has left at once": _does_not_know(0),
     "a member forgets the last one when another has left at once": _does_not_know(-1),
 }

@@ -57,7 +57,8 @@ from rpcprops.programs import (
 )
 from rpcprops.properties import _programs as shipped
 from rpcprops.steps.functions import RaisedIn, ScriptedBy, ScriptedForm
-from rpcprops.steps.life import AMID, BETWEEN, FAILING, OUTSIDE, WORK, Amid, Failing, Leaving
+from rpcprops.steps.groups import OUTSIDE
+from rpcprops.steps.life import AMID, BETWEEN, FAILING, WORK, Amid, Failing, Leaving
 from rpcprops.steps.timeouts import LONGEST
 from rpcprops.steps.values import SORTS
 from rpcprops.steps.values import WAYS as WAYS_OF_VALUES
@@ -620,6 +621,23 @@ GROUPS = (
             Member(2, "look"),
         ),
         "group",
+        settles=False,
+    ),
+    Program(
+        3,
+        (
+            Member(1, "outside"),
+            Member(0, profiled=True),
+            Member(1, "outside", what="shutdown"),
+            Member(1, profiled=True),
+            Member(2),
+            Call(1, 0),
+            Member(0, "leave", profiled=True),
+            Member(0, "outside", what="get_rpc_timeout"),
+            Member(1, "look"),
+            Member(2, "leave at once", profiled=True),
+        ),
+        "profiled group",
         settles=False,
     ),
     Program(2, (Member(0), Member(1, "refused"), Member(0, "look")), "refused join", settles=False),

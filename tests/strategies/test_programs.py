@@ -53,6 +53,7 @@ from rpcprops.programs import (
 from rpcprops.steps.base import BETWEEN_STEPS, CLEARLY_LATE
 from rpcprops.steps.values import SORTS
 from rpcprops.strategies import fault_tables, programs, programs_under_faults, register
+from rpcprops.strategies._late import Late, waits_of
 from rpcprops.strategies.drawing import FIRST_KINDS, KINDS, StepDrawer
 from tests._draws import QUIET, draws, smallest
 
@@ -233,6 +234,49 @@ WIDE = st.one_of(
     programs(plan=DELAYED),
     programs_under_faults(max_steps=32).map(lambda drawn: drawn[0]),
 )
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_any_ranks_may_come_late_to_the_end(size: int) -> None:
+    """Each rank may be the first or the last to shut down; the number 0 names the last rank."""
+    ranks = range(size)
+
+    def late(who: Late) -> list[set[int]]:
+        found = (waits_of(who, number, size) for number in range(2**size))
+        return [{rank for rank, wait in enumerate(waits) if wait} for waits in found]
+
+    assert late("one")[:size] == [{size - 1 - n} for n in ranks]
+    assert late("others")[:size] == [{*ranks} - {size - 1 - n} for n in ranks]
+    some = late("some")
+    assert some[0] == {size - 1}
+    assert len({frozenset(one) for one in some}) == max(1, 2**size - 2)
+    assert size == 1 or {*ranks} not in some
+    assert set(map(len, late(""))) == {0}
+
+
+def test_every_rank_shuts_down_first_in_some_program() -> None:
+    """Also alone, before all others."""
+    drawn = programs(min_world_size=3, max_world_size=3, max_steps=1, plan=FaultPlan())
+    ends = {one.end.waits for start in range(4) for one in draws(drawn, 200, start)}
+    assert {(30.0, 30.0), (30.0, 0.0, 30.0), (0.0, 30.0, 30.0)} <= ends
+    assert {(30.0,), (0.0, 30.0), (0.0, 0.0, 30.0)} <= ends
+
+
+def test_what_few_programs_have_is_drawn() -> None:
+    """More RRefs beside a handle and a larger value, without faults; owners that ignore leaks."""
+    limits = {"max_world_size": 3, "min_steps": 2, "max_steps": 8}
+    drawn = programs(kinds=("remote", "drop"), settles=True, plan=FaultPlan(), **limits)
+    found = [one for start in range(6) for one in draws(drawn, 200, start)]
+    made = [leaf for one in found for leaf in one.leaves if isinstance(leaf, Remote)]
+    assert {1, 7} <= {step.beside for step in made}
+    assert {0, 1} == {step.megabytes for step in made}
+    assert sum(step.beside + step.megabytes > 0 for step in made) < len(made) / 8
+    faulty = programs(kinds=("remote",), plan=FaultTable([MessageType.SCRIPT_REMOTE_CALL], 1))
+    assert not any("beside" in repr(one) for one in draws(faulty, 200))
+    at_once = [one.end for one in found if one.end.how == "at once"]
+    ignoring = sum(end.ignores_leaks for end in at_once)
+    assert 0 < ignoring < len(at_once) / 2
+    assert not any(one.end.ignores_leaks for one in found if one.end.how != "at once")
 
 
 @settings(QUIET, max_examples=150)

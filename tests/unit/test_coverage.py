@@ -15,6 +15,7 @@ import pytest
 from rpcprops._coverage import (
     DOCUMENT,
     HARNESS_MODULES,
+    Reached,
     drawn_names,
     kinds_using,
     main,
@@ -26,9 +27,11 @@ from rpcprops._coverage import (
 from rpcprops._hunt import hunted
 from rpcprops._uses import Uses, methods_used, uses_of, uses_of_modules
 from rpcprops.clock.sends import REQUEST_NUMBERS
-from rpcprops.faults import MessageType
+from rpcprops.faults import FaultPlan, MessageType
+from rpcprops.programs import Ask, Program, Remote
 from rpcprops.steps import STEP_TYPES, Pause, Step
-from rpcprops.torch_facts import release
+from rpcprops.torch_facts import CounterKeys, Texts, release
+from rpcprops.torch_facts.places import COUNTERS, REQUESTS, places_of_texts
 from rpcprops.torch_facts.public import (
     HARNESS,
     NEEDS,
@@ -212,7 +215,28 @@ def test_what_programs_reach_is_read_from_predictions() -> None:
     assert seen.programs == len(hunted()) * 6
     assert MessageType.PYTHON_CALL in seen.senders
     assert seen.texts
+    assert Remote in seen.counters["owners"]
+    assert {"owners", "forks"} <= seen.kept
     assert set(seen.kinds) <= set(STEP_TYPES.values())
+
+
+def test_a_text_behind_a_shown_class_is_met() -> None:
+    """A step that shows the class of an error names the text that this error has."""
+    program = Program(2, (Remote(0, 1, "a"), Ask(0, "a", "pickle"), Ask(0, "a", "owner")))
+    seen = Reached()
+    seen.add(program, FaultPlan())
+    assert seen.behind == {"not_picklable": {Ask}}
+    assert "not_picklable" in seen.texts
+
+
+def test_each_message_counter_and_text_has_a_place_in_torchs_source() -> None:
+    """The page names a file and a function beside each."""
+    assert set(REQUESTS) == set(REQUEST_NUMBERS.values())
+    assert set(COUNTERS) == set(CounterKeys().all)
+    places = places_of_texts()
+    assert set(places) == set(Texts.__dataclass_fields__)
+    assert all(places.values())
+    assert "PyRRef" in places["not_picklable"]
 
 
 @pytest.mark.parametrize(("argument", "code"), [("--help", 0), ("-h", 0), ("other", 2)])

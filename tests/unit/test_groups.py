@@ -23,7 +23,7 @@ from rpcprops.programs import (
     Share,
     Step,
 )
-from rpcprops.steps.groups import DOES, REFUSALS
+from rpcprops.steps.groups import DOES, OUTSIDE, REFUSALS
 from rpcprops.strategies import group_programs
 from rpcprops.torch_facts import TorchFacts, facts_of
 from tests._draws import draws
@@ -68,6 +68,10 @@ def group(*steps: Step, world_size: int = 3) -> Program:
             "called init_rpc with another",
         ),
         ((*TWO, Member(1, "leave"), Member(1, dash=True)), "joined under another name"),
+        ((*TWO, Member(1, "outside")), "rank 1 is a member"),
+        ((Member(0, what="remote"),), "what='remote' needs does='outside'"),
+        ((Member(0), Member(0, "look", profiled=True)), "profiled=True needs one of"),
+        ((Member(0, "outside", profiled=True),), "profiled=True needs one of"),
     ],
 )
 def test_a_program_refuses_what_a_group_cannot_do(steps: tuple[Step, ...], message: str) -> None:
@@ -134,6 +138,31 @@ def test_who_leaves_at_once_is_expected_neither_to_be_known_nor_to_be_forgotten(
     assert shown.value == {"knows 0": True, "knows 1": True, "held": [0, 0]}
     steps = (*HELD, Drop(1, "a"), Member(1, "leave at once"), Member(0, "look"))
     assert predict(group(*steps), FaultPlan(), FACTS).steps[-1].value == {"knows 0": True}
+
+
+def test_who_has_not_joined_or_has_left_is_refused_by_every_call() -> None:
+    """Also a rank that cannot join any more; it calls nobody and is no member after that."""
+    outside = tuple(Member(1, "outside", what=what) for what in OUTSIDE)
+    steps = (*outside, *TWO, Member(1, "leave"), *outside, Member(0, "look"))
+    predicted = predict(group(*steps), FaultPlan(), MENDED)
+    shown = [step.value for step in predicted.steps]
+    refused = [{"refused": "RuntimeError"}] * len(outside)
+    assert shown[: len(outside)] == refused
+    assert shown[-1 - len(outside) : -1] == refused
+    assert shown[-1] == {"members": [0], "held": [0, 0]}
+    foreign = (Member(0), Member(1, "refused", why="static"), Member(1, "outside"))
+    assert predict(group(*foreign), FaultPlan(), FACTS).steps[-1].value == refused[0]
+
+
+def test_what_the_members_are_told_inside_a_profiler() -> None:
+    """Who joins asks each other one and tells all; each such call travels in another message."""
+    joins = Member(2, profiled=True)
+    predicted = predict(group(*TWO, joins, Member(0, "leave", profiled=True)), FaultPlan(), FACTS)
+    assert [step.value.get("profiled") for step in predicted.steps] == [None, None, 5, 2]
+    wanted = {(2, 0): 2, (2, 1): 2, (2, 2): 1, (0, 1): 1, (0, 2): 1}
+    sent = {(at, to): times for (at, to, _), times in predicted.wire_sends.items()}
+    assert sent == wanted
+    assert predicted.told == {(0, 0): 1, (1, 0): 2, (1, 1): 1}
 
 
 def test_a_refusal_that_takes_no_token_leaves_the_group_open() -> None:

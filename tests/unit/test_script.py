@@ -181,7 +181,16 @@ EVERY = Program(
 )
 SMALL = Program(2, (Remote(0, 1, "a"), Fetch(0, "a"), Drop(0, "a")), "small")
 GROUP = Program(
-    2, (Member(0), Member(1, "refused"), Call(0, 0), Member(0, "leave")), "group", settles=False
+    2,
+    (
+        Member(1, "outside"),
+        Member(0, profiled=True),
+        Member(1, "refused"),
+        Call(0, 0),
+        Member(0, "leave"),
+    ),
+    "group",
+    settles=False,
 )
 PLAN = FaultPlan(by_rank={0: FaultTable(["RREF_USER_DELETE"], 1, {"PYTHON_CALL": 0.25})})
 

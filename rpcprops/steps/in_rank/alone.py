@@ -39,6 +39,18 @@ def class_of_error(function: Callable[[], Any]) -> str:
     return ""
 
 
+#: Calls that torch must refuse while no agent runs.
+CALLS_OUTSIDE: dict[str, Callable[[], Any]] = {
+    "rpc_sync": lambda: rpc.rpc_sync("worker0", torch.add, args=(1, 1)),
+    "rpc_async": lambda: rpc.rpc_async("worker0", torch.add, args=(1, 1)),
+    "remote": lambda: rpc.remote("worker0", torch.add, args=(1, 1)),
+    "get_worker_info": rpc.get_worker_info,
+    "shutdown": rpc.shutdown,
+    "shutdown at once": lambda: rpc.shutdown(graceful=False),
+    "get_rpc_timeout": rpc.get_rpc_timeout,  # type: ignore[attr-defined]
+}
+
+
 @dataclass(frozen=True)
 class Departure:
     """One rank leaves alone; what each rank is told of it.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+from torch.autograd.profiler_legacy import profile as legacy_profile
 from torch.distributed import rpc
 
+from rpcprops.steps.in_rank.alone import CALLS_OUTSIDE, class_of_error
 from rpcprops.steps.in_rank.state import handles, joins_by, meets_at, starts_in
 
 #: Seconds that a member that leaves waits for the token of the group, which nobody else has.
@@ -18,9 +21,41 @@ A_DAY = 86400.0
 
 
 def member(
-    call: str, world: tuple[str, ...], *, does: str, dash: bool, why: str, taken: int | None
+    call: str,
+    world: tuple[str, ...],
+    *,
+    does: str,
+    dash: bool,
+    why: str,
+    taken: int | None,
+    what: str,
+    profiled: bool,
 ) -> dict[str, Any]:
-    """Join a dynamic group, try to, leave it, or look at it; what this rank knows then."""
+    """Join a dynamic group, try to, leave it, or look at it; what this rank knows then.
+
+    With `profiled` also how many calls a profiler has seen by which it joins or leaves.
+    """
+    if profiled:
+        return in_profiler(lambda: act(world, does, why, taken))
+    if does == "outside":
+        return {"refused": class_of_error(CALLS_OUTSIDE[what])}
+    return act(world, does, why, taken)
+
+
+def in_profiler(join_or_leave: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What the function returns inside torch's legacy profiler, and the events of its calls."""
+    profiler: Any = legacy_profile()  # type: ignore[no-untyped-call]
+    with profiler:
+        shown = join_or_leave()
+    # The names are of backend_registry.py: _set_devices_and_reverse_device_map, and of api.py:
+    # shutdown.
+    telling = ("rpc_sync#_get_device_infos(", "rpc_sync#_update_group_membership(")
+    names = [event.name for event in profiler.function_events if not event.is_remote]
+    return {**shown, "profiled": sum(name.startswith(telling) for name in names)}
+
+
+def act(world: tuple[str, ...], does: str, why: str, taken: int | None) -> dict[str, Any]:
+    """Join, try to, leave or look."""
     rank, _ = meets_at[0]
     if does == "refused":
         return {"refused": class_of_refusal(why, world, rank, taken)}

@@ -15,6 +15,7 @@ from torch.autograd.profiler_legacy import profile as legacy_profile
 from torch.distributed import rpc
 
 from rpcprops.steps.in_rank.alone import (
+    CALLS_OUTSIDE,
     Departure,
     begin_amid,
     class_of_error,
@@ -412,15 +413,3 @@ def wait_for_all(store: Any, point: str, rank: int, number: int) -> None:
     keys = [f"{point}/{one}" for one in range(number)]
     store.set(keys[rank], "there")
     store.wait(keys)
-
-
-#: Calls that torch must refuse while no agent runs.
-CALLS_OUTSIDE: dict[str, Callable[[], Any]] = {
-    "rpc_sync": lambda: rpc.rpc_sync("worker0", torch.add, args=(1, 1)),
-    "rpc_async": lambda: rpc.rpc_async("worker0", torch.add, args=(1, 1)),
-    "remote": lambda: rpc.remote("worker0", torch.add, args=(1, 1)),
-    "get_worker_info": rpc.get_worker_info,
-    "shutdown": rpc.shutdown,
-    "shutdown at once": lambda: rpc.shutdown(graceful=False),
-    "get_rpc_timeout": rpc.get_rpc_timeout,  # type: ignore[attr-defined]
-}
