@@ -264,7 +264,7 @@ def test_every_rank_shuts_down_first_in_some_program() -> None:
 
 def test_what_few_programs_have_is_drawn() -> None:
     """More RRefs beside a handle and a larger value, without faults; owners that ignore leaks."""
-    limits = {"max_world_size": 3, "min_steps": 2, "max_steps": 8}
+    limits: Any = {"max_world_size": 3, "min_steps": 2, "max_steps": 8}
     drawn = programs(kinds=("remote", "drop"), settles=True, plan=FaultPlan(), **limits)
     found = [one for start in range(6) for one in draws(drawn, 200, start)]
     made = [leaf for one in found for leaf in one.leaves if isinstance(leaf, Remote)]
