@@ -181,11 +181,11 @@ def test_the_caller_has_a_thread_that_unpickles() -> None:
     assert threads_of(other).sleeping == {1: 1}
 
 
-@pytest.mark.parametrize("sort", ["counted", "rref-partial"])
+@pytest.mark.parametrize("sort", ["counted", "rref-partial", "large"])
 def test_a_timeout_of_what_is_counted_or_forked_is_refused(sort: str) -> None:
     """A late answer was pickled and forked, and nobody unpickles it."""
     step: Any = Carry(0, 1, sort, timeout=3.0)
-    with pytest.raises(UsageError, match="use a value without RRefs that is not counted"):
+    with pytest.raises(UsageError, match="use a value without RRefs that is neither counted"):
         Program(2, (step,))
 
 
