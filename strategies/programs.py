@@ -20,7 +20,6 @@ from rpcprops.faults import FaultPlan, FaultTable, MessageType
 from rpcprops.programs import MAX_WORKER_THREADS, MAX_WORLD_SIZE, End, Program, Shutdown
 from rpcprops.steps import STEP_TYPES
 from rpcprops.strategies._checks import checked_facts, whole_number
-from rpcprops.strategies._late import Late, waits_of
 from rpcprops.strategies._weighted import Below, Weighted
 from rpcprops.strategies.drawing import (
     PARALLEL,
@@ -30,6 +29,7 @@ from rpcprops.strategies.drawing import (
     makes_handle,
 )
 from rpcprops.strategies.faults import fault_plans
+from rpcprops.strategies.late import Late, waits_of
 from rpcprops.torch_facts import TorchFacts
 
 _MAX_WORLD_SIZE = 8

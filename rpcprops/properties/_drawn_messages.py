@@ -31,8 +31,8 @@ from rpcprops.programs import Context, Drop, End, Fetch, Program, Remote, Shutdo
 from rpcprops.properties._base import Case
 from rpcprops.properties._messages import SHARING, TIMEOUT, TOO_LATE, in_context
 from rpcprops.strategies import fault_tables, programs_under_faults
-from rpcprops.strategies._late import Late, waits_of
 from rpcprops.strategies.drawing import KINDS
+from rpcprops.strategies.late import Late, waits_of
 from rpcprops.torch_facts import TorchFacts, installed
 
 #: The most message faults in a case.
@@ -64,7 +64,7 @@ _UNAWAITED = frozenset(
         _DELETE,
     }
 )
-#: How programs end, who comes late to that (`strategies/_late.py`), and whether they settle before;
+#: How programs end, who comes late to that (`strategies/late.py`), and whether they settle before;
 #: None: as they do. Most end as usual, because a used world takes only these.
 _ENDS: tuple[tuple[Shutdown, Late, bool | None], ...] = (
     *(("graceful", "", None),) * 9,

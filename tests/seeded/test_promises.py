@@ -46,7 +46,7 @@ Wrongs: TypeAlias = Iterator[tuple[Outcome, list[Place]]]
 _CASES = 4
 #: The number of draws of each property. Half of those of a lost answer are about no gradient.
 _DRAWS = {"executed-twice": 14, "any-order": 12, "unanswered-calls": 28}
-_DRAWS["unanswered-in-context"] = 40
+_DRAWS["unanswered-in-context"] = 60
 
 
 #: Requests that come after the timeout of their step, and what follows them.

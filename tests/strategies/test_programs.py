@@ -53,8 +53,8 @@ from rpcprops.programs import (
 from rpcprops.steps.base import BETWEEN_STEPS, CLEARLY_LATE
 from rpcprops.steps.values import SORTS
 from rpcprops.strategies import fault_tables, programs, programs_under_faults, register
-from rpcprops.strategies._late import Late, waits_of
 from rpcprops.strategies.drawing import FIRST_KINDS, KINDS, StepDrawer
+from rpcprops.strategies.late import Late, waits_of
 from tests._draws import QUIET, draws, smallest
 
 NAMES = {
@@ -432,8 +432,10 @@ def test_a_timeout_decides(plan: FaultPlan) -> None:
                 continue
             delay = 0.0
             if sent:
-                rank, message = sent[0]
-                delay = plan.table(rank).messages_to_delay.get(message, 0.0)
+                # The answer of a call that shares an RRef waits until its new user is confirmed.
+                confirms = MessageType.RREF_FORK_REQUEST if isinstance(leaf, Share) else None
+                awaited = [sent[0], *(one for one in sent[1:] if one[1] is confirms)]
+                delay = max(plan.table(at).messages_to_delay.get(what, 0.0) for at, what in awaited)
             if isinstance(leaf, Fetch) and timeout < delay + IN_TIME - BETWEEN_STEPS:
                 # The step before it has begun to make the value.
                 delay = max(delay, 130.0 - BETWEEN_STEPS)
@@ -680,10 +682,11 @@ def test_every_kind_and_every_size_is_drawn() -> None:
     assert {program.settles for program in found} == {True, False}
 
 
-def test_each_kind_is_off_in_half_of_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each kind, early or late in the order, is off in a third to two thirds of the programs.
+def test_each_kind_is_off_in_part_of_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kind, early or late in the order, is off in a fifth to two thirds of the programs.
 
-    Waits of minutes come in about a 20th. Hypothesis does not draw evenly, so both are bounds.
+    Those that make or use RRefs are off in about a quarter, and others in half. Waits of minutes
+    come in about a 20th. Hypothesis does not draw evenly, so both are bounds.
     """
     module = importlib.import_module("rpcprops.strategies.programs")
     off: Counter[str] = Counter()
@@ -698,7 +701,7 @@ def test_each_kind_is_off_in_half_of_the_programs(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "StepDrawer", Seen)
     draws(programs(min_steps=0, max_steps=1), 1000)
     for kind in KINDS:
-        assert 1 / 3 < off[kind] / len(minutes) < 2 / 3, kind
+        assert 1 / 5 < off[kind] / len(minutes) < 2 / 3, kind
     assert 0.02 < sum(minutes) / len(minutes) < 0.1
 
 

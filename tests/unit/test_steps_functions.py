@@ -281,7 +281,7 @@ def test_every_form_is_drawn_and_none_that_torch_breaks() -> None:
     invoked = leaves_of(draws(programs(kinds=("invoke",), min_steps=12, branches=False), 12))
     assert {step.form for step in invoked} == set(get_args(CallableForm))
     assert {step.how for step in invoked} == set(get_args(CalledBy))
-    deferred = leaves_of(draws(programs(kinds=("deferred",), min_steps=12, branches=False), 8))
+    deferred = leaves_of(draws(programs(kinds=("deferred",), min_steps=12, branches=False), 20))
     assert {step.form for step in deferred} == set(get_args(DeferredForm)) - {"exception"}
     assert {step.how for step in deferred} == set(get_args(DeferredBy))
     scripted = leaves_of(draws(programs(kinds=("scripted",), min_steps=12, branches=False), 8))
