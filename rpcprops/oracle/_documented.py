@@ -57,7 +57,8 @@ DOCUMENTED: Mapping[str, Documented] = {
     ),
     "leak-by-chance": Documented(
         "An owner may or may not report a leaked RRef at shutdown, because a user deletes its fork "
-        "only after 100 s, which is when the owner gives up.",
+        "only after 100 s, which is when the owner gives up, or because the owner has never got "
+        "the RRef and so does not wait until the delete is sent again.",
         is_defect=True,
         quote=_NO_LOSS,
         place=_RREFS,

@@ -68,7 +68,7 @@ def ended(
         waiting = set()
     else:
         last, leaking, perhaps = _shutdown(model, waiting) if graceful else ((), set(), set())
-    broken = {user.rank for user in model.users if user.broken}
+    broken = {user.rank for user in model.users if user.broken or user.rref.absent}
     early = waiting if at_once else waiting | model.leaves_early | broken
     if graceful and not settles and not at_once:
         _meets_overtaken(model, last)
@@ -203,7 +203,11 @@ def _contexts_left(model: Model, *, settles: bool) -> tuple[range, ...]:
 def _overtakes(model: Model, last: Sequence[Send]) -> bool:
     """Whether a delete is retried after owners may have seen that they own nothing."""
     again = {send.payload for send in last if send.failures}
-    early = [user.rref for user in model.users if user.fork in again and not user.lost]
+    early = [
+        user.rref
+        for user in model.users
+        if user.fork in again and not (user.lost or user.rref.absent)
+    ]
     return any(not rref.made for rref in (*early, *model.early_deletes))
 
 
@@ -212,11 +216,11 @@ def _shutdown(model: Model, waiting: set[int]) -> tuple[tuple[Send, ...], set[in
     before, failed, counts = len(model.sends), model.failed.copy(), [*model.disturbed.counts]
     model.now.step = model.disturbed.leaf = None
     gone: set[str] = set()
-    perhaps: set[int] = set()
+    perhaps = set(model.owns_nothing)
     for user in model.users:
         if model.send(user.rank, MessageType.RREF_USER_DELETE, user.fork, user.rref.owner):
             gone.add(user.fork)
-        if user.rank in waiting:
+        if user.rank in waiting or model.may_be_overtaken(user):
             perhaps.add(user.rref.owner)
     leaking = {rref.owner for rref in model.rrefs if rref.forks - gone}
     last = tuple(model.sends[before:])

@@ -122,6 +122,8 @@ class Model:
         #: Ranks that may shut down before their last deletes have arrived: only the answer of one
         #: is lost, or its owner never got the RRef.
         self.leaves_early: set[int] = set()
+        #: Owners that may leave before a delete is sent again: they have no RRef to wait for.
+        self.owns_nothing: set[int] = set()
         #: Handles and futures by name. One whose step failed has no entry.
         self.handles: dict[str, Handle] = {}
         self.futures: dict[str, StepPrediction] = {}
@@ -334,6 +336,7 @@ class Model:
         self.fetching.clear()
         self.early_deletes.clear()
         self.leaves_early.clear()
+        self.owns_nothing.clear()
         self.late_contexts.clear()
         self.since_rest = SinceRest(
             sends=len(self.sends),
@@ -838,13 +841,28 @@ class Model:
             # The owner knows of no fork now, so it forgets the RRef that it got a handle of
             # (rref_context.cpp: RRefContext::delForkOfOwner).
             self.findings.meets("early-owner-fork")
-        if self.sends[-1].failures and handle.lost:
+        if self.sends[-1].failures and (handle.lost or rref.absent):
             # A shutdown waits until owners have no RRef left (rref_context.cpp:
             # RRefContext::delAllUsersAndUnforkedOwners), and for no message that is to be sent
             # again (tensorpipe_agent.cpp: TensorPipeAgent::join).
             self.leaves_early.add(handle.rank)
         elif self.sends[-1].failures:
             self.early_deletes.append(handle.rref)
+        if self.may_be_overtaken(handle):
+            self.owns_nothing.add(rref.owner)
+
+    def may_be_overtaken(self, handle: Handle) -> bool:
+        """Whether an owner may leave before the delete that was just sent, and report that fork.
+
+        A shutdown waits until owners have no RRef left (``rref_context.cpp``:
+        ``RRefContext::delAllUsersAndUnforkedOwners``). Of one whose creation was lost the owner has
+        nothing. But it knows of each fork that a user has told it of, and reports it as a leak
+        (``RRefContext::checkRRefLeaks``). It waits for a delete that is under way, and for none
+        that is to be sent again (``tensorpipe_agent.cpp``: ``TensorPipeAgent::join``).
+        """
+        sent = self.sends[-1]
+        is_told = handle.rref.absent and handle.fork != handle.rref.first
+        return is_told and bool(sent.failures or sent.lost)
 
     def never_deleted(self, handle: Handle) -> None:
         """A user's fork that it will never delete, since one of the two ranks has left alone."""

@@ -104,7 +104,8 @@ class Prediction:
         may_exit_early: ranks that may exit before their last deletes have arrived, as they first
             wait 100 virtual seconds for a child to be accepted, or the owner has nothing to delete.
         may_leak: ranks whose graceful shutdown may report a leak, because such deletes arrive at
-            about the time at which their owners give up.
+            about the time at which their owners give up, or when an owner that has no RRef to wait
+            for has left.
         may_warn_unreleased_context: ranks that may log that they could not release a context at
             another rank: their cleanup was lost, or an immediate shutdown has given it up.
         met: the known findings (docs/findings.md) that this program meets under this plan.

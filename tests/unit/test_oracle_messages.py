@@ -540,6 +540,26 @@ def test_a_lost_share_leaves_its_fork() -> None:
     assert said.waiting == {0}
 
 
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        (FaultTable(["RREF_USER_DELETE"], 1), {1}),
+        (FaultTable(messages_to_delay={"RREF_USER_DELETE": 2.0}), set()),
+        (FaultTable(), set()),
+    ],
+)
+def test_an_owner_without_the_rref_waits_for_no_second_try(
+    table: FaultTable, expected: set[int]
+) -> None:
+    """It may leave before the delete of a fork that it was told of is sent again."""
+    program = Program(2, (Remote(0, 1, "a"), Share(0, "a", 0, "b")), rpc_timeout=65.0)
+    lost = MessageFault(0, "lose", "PYTHON_REMOTE_CALL", to=1)
+    found = predict(program, FaultPlan(by_rank={0: table}, others=(lost,)))
+    assert found.may_leak == expected
+    assert not found.known_bugs
+    assert not found.leaking
+
+
 def test_a_fault_that_is_left_for_the_shutdown_prevents_it() -> None:
     """Where the calls of a shutdown may be lost, the ranks settle and are ended."""
     assert NOTHING.graceful
