@@ -299,7 +299,7 @@ def test_a_wrong_one_is_refused(wrong: Any) -> None:
 def test_drawn_numbers_suffice() -> None:
     """A share of the programs has a number, small ones most; all steps of these are predicted."""
     # Draws of one seed resemble each other.
-    pairs = [(program, QUIET) for n in range(3) for program in draws(programs(max_steps=5), 50, n)]
+    pairs = [(program, QUIET) for n in range(8) for program in draws(programs(max_steps=5), 50, n)]
     pairs += draws(programs_under_faults(max_world_size=4, max_steps=5), 60)
     numbers = Counter(program.num_worker_threads for program, _ in pairs)
     assert len(pairs) / 2 < numbers[None] < len(pairs)
