@@ -182,7 +182,8 @@ def test_what_meets_a_finding_is_drawn_in_a_hunt_for_what_is_known(
     # Of programs of such kinds, one in sixty begins RPC again and then sends an RRef on.
     # One in eighty ends at once while something about an RRef is under way.
     rare = ("rref-sent-after-reinit", "timed-out-type-query", "shutdown-races-delete")
-    found = draws(drawn, 400 if finding in rare else 120)
+    number = 1000 if finding == "timed-out-type-query" else 400 if finding in rare else 120
+    found = draws(drawn, number)
     assert any(finding in predict(case.program, case.plan).known_bugs for case in found)
 
 

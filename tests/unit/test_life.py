@@ -292,7 +292,7 @@ def test_drawn_ranks_come_back_and_make_no_rref_then() -> None:
     mended = programs(
         kinds=("rejoin", "call", "settle"), plan=FaultPlan(), facts=FACTS.as_if_mended()
     )
-    leaves = [leaf for program in draws(mended, 300) for leaf in program.leaves]
+    leaves = [leaf for program in draws(mended, 800) for leaf in program.leaves]
     ways = {(x.how, x.alone == 0) for x in leaves if isinstance(x, Rejoin) and x.alone is not None}
     assert ways >= {("timeout", True), ("timeout", False)}
     for program in drawn:
@@ -355,7 +355,7 @@ def test_it_is_not_drawn_for_unknown_plans() -> None:
             isinstance(leaf, Rejoin) for program in draws(drawn, 60) for leaf in program.leaves
         )
     losing = FaultPlan(FaultTable(["SCRIPT_CALL"], 1))
-    found = draws(programs(kinds=("call", "rejoin", "settle"), plan=losing), 60)
+    found = draws(programs(kinds=("call", "rejoin", "settle"), plan=losing), 200)
     assert any(isinstance(leaf, Rejoin) for program in found for leaf in program.leaves)
     for program in found:
         predict(program, losing, FACTS)
