@@ -322,6 +322,8 @@ def _timing(
         late = not (by_future and drawer.facts.has_bug("failed-async-proxy"))
         accept = [MessageType.RREF_CHILD_ACCEPT]
         slow_late = not any(drawer.may_fail(to, accept) for to in targets)
+        # The question for the type may be lost, and then the default timeout has nothing to end.
+        slow_late &= not drawer.may_fail(at, [MessageType.PYTHON_CALL])
     message = call_message(typed=not python)
     slow_late = slow_late and drawer.settles
     return drawer.timing(at, message, late=late, slow=python, slow_late=slow_late)

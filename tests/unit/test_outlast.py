@@ -102,7 +102,7 @@ def test_what_cannot_be_is_refused(make: Any, message: str) -> None:
 
 def test_all_forms_are_drawn_but_that_of_the_finding() -> None:
     """Drawn programs make such calls, and none that this torch is known to get wrong."""
-    found = draws(programs(kinds=("outlast", "settle"), max_world_size=3), 60)
+    found = draws(programs(kinds=("outlast", "settle"), max_world_size=3), 200)
     steps = [step for one in found for step in one.leaves if isinstance(step, Outlast)]
     assert {step.what for step in steps} == {"value", "gradient", "call"}
     assert {step.by for step in steps} == {"async", "timeout"}
