@@ -138,7 +138,7 @@ def test_it_is_aimed_at_faults() -> None:
     drawn = programs(
         min_world_size=3, max_world_size=3, min_steps=8, kinds=("own", "twice"), plan=plan
     )
-    found = draws(drawn, 30)
+    found = [program for start in range(6) for program in draws(drawn, 20, start)]
     at = [leaf.at for program in found for leaf in program.leaves if isinstance(leaf, Twice)]
     assert at.count(1) > at.count(0) + at.count(2) > 0
 

@@ -571,7 +571,6 @@ def test_a_users_world_ends_where_torch_keeps_something(
     """What torch keeps in statics, no rank holds: so the next cluster has fresh ranks, and it shows
     the same. Where the same code meets no fault, its ranks are used again.
     """
-    rpc_cluster.server.servers.kept.close()
 
     def example(plan: FaultPlan) -> bool:
         with rpc_cluster(
@@ -581,9 +580,10 @@ def test_a_users_world_ends_where_torch_keeps_something(
         return cluster.is_used
 
     plan = FaultPlan(others=(MessageFault(0, "fail", fails),) if fails else ())
-    assert [example(plan), example(plan)] == [False, False]
-    if fails:
-        assert [example(FaultPlan()), example(FaultPlan())] == [False, True]
+    with own_worlds(rpc_cluster.server):
+        assert [example(plan), example(plan)] == [False, False]
+        if fails:
+            assert [example(FaultPlan()), example(FaultPlan())] == [False, True]
 
 
 def test_kept_ranks_end_with_their_servers(runner: Runner, still_alive: StillAlive) -> None:

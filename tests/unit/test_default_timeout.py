@@ -151,7 +151,7 @@ def test_drawn_ones_are_predicted() -> None:
             if step.error == "timeout" and getattr(leaf, "timeout", 0) is None
         }
     assert ended
-    assert certain >= 0.95 * len(chosen)
+    assert certain >= 0.9 * len(chosen)
 
 
 def test_those_for_any_plan_have_none() -> None:
