@@ -122,7 +122,7 @@ def test_what_is_accepted_is_told_and_strict_fails_on_it(
     rpcprops: Rpcprops, tmp_path: Path
 ) -> None:
     """The same draws: counted with a sentence and an example, and a failure under --strict."""
-    words = ["check", "drawn-beyond-budget", "-n", "16", "--seed", "3", "--json", "out.json"]
+    words = ["check", "drawn-beyond-budget", "-n", "8", "--seed", "3", "--json", "out.json"]
     ended = rpcprops(*words)
     assert ended.code == 0, ended.out + ended.err
     assert "    accepted leak-at-owner, in " in ended.out
