@@ -54,7 +54,7 @@ ENDS: dict[str, dict[str, int]] = {
         "profiling-key-kept": 1,
         "refused-init-counted": 1,
         "gathering-count-kept": 1,
-        "timeout-needs-thread": 2,
+        "timeout-needs-thread": 3,
         "unreadable-remote": 1,
         "failed-pickle-keeps-tensors": 1,
         "refused-remote-to-self": 1,
@@ -129,7 +129,7 @@ FEWER: dict[str, tuple[int, tuple[str, ...]]] = {
     "fork-request-given-up": (1, KINDS),
     "early-owner-fork": (2, ("nest", "share", "bump")),
     "profiled-events-lost": (1, ("profile",)),
-    # In ranks of one thread; a Retry takes the threads of others.
+    # In ranks of one thread. Eight threads are the simplest choice, and several steps take those.
     "timeout-needs-thread": (1, ("onward",)),
 }
 #: Those that end at more than one step, in whichever kinds.
