@@ -756,12 +756,14 @@ class StepDrawer:
         return _going_on(self.kinds, frozenset(able), but, again, 3 * AGAIN)
 
     def _any(self, index: int, room: int) -> Step | None:
-        number = len(self._choices)
-        if index == number:
+        if not self.has_plan:
+            # Nothing to aim at: that number means the first kind, and takes no second one.
+            index %= len(self._choices)
+        elif index == len(self._choices):
             step, index = self._aimed()
             if step is not None:
                 return step
-        elif self.has_plan:
+        else:
             # A step that is aimed has its target here, and the way to send that. So one that is not
             # may take its place, with the same arguments.
             self._number(_unused(2))

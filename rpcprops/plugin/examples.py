@@ -240,8 +240,9 @@ def _call_plain(
         own, recorded = session.ended(None)
         session.limits.learn(recorded)
         record.count(recorded)
-    if again is not None or own is not None:
-        raise again or own  # type: ignore[misc]
+    for error in (again, own):
+        if error is not None:
+            raise error
 
 
 def _in_fresh_ranks(

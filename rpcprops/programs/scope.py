@@ -244,15 +244,17 @@ def check_timeout(name: str, timeout: object, *, any_number: bool = False) -> No
     """
     if timeout is None:
         return
-    number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
-    if not number or not 0 < timeout < math.inf:  # type: ignore[operator]
+    if (
+        not isinstance(timeout, int | float)
+        or isinstance(timeout, bool)
+        or not 0 < timeout < math.inf
+    ):
         msg = (
-            f"{name}={shown(timeout)} must be a positive, finite number of virtual seconds, "
-            "or None "
-            f"for the cluster's."
+            f"{name}={shown(timeout)} must be a positive, finite number of virtual seconds, or "
+            f"None for the cluster's."
         )
         raise UsageError(msg)
-    if not any_number and (is_too_long(timeout) or is_too_short(timeout)):  # type: ignore[arg-type]
+    if not any_number and (is_too_long(timeout) or is_too_short(timeout)):
         msg = (
             f"{name}={shown(timeout)} must be {LONGEST:.0f} s at the most and a millisecond at the "
             f"least, for torch counts milliseconds in an int; Reach takes others."

@@ -40,46 +40,21 @@ UNCOMPILED = ("foreach", "fused")
 #: version take them (torch/distributed/optim/functional_*.py).
 OPTIONS: Mapping[Optimizer, tuple[str, ...]] = {
     "SGD": (
-        "default_lr",
-        "momentum",
-        "nesterov",
-        "dampening",
-        "weight_decay",
-        "maximize",
-        "foreach",
-        "fused",
+        *("default_lr", "momentum", "nesterov", "dampening", "weight_decay", "maximize"),
+        *UNCOMPILED,
     ),
     "Adagrad": (
         *("default_lr", "lr_decay", "initial_accumulator_value", "eps", "weight_decay"),
-        "maximize",
-        "foreach",
-        "fused",
+        *("maximize", *UNCOMPILED),
     ),
-    "Adam": (
-        "default_lr",
-        "betas",
-        "amsgrad",
-        "eps",
-        "weight_decay",
-        "maximize",
-        "foreach",
-        "fused",
-    ),
-    "AdamW": (
-        "default_lr",
-        "betas",
-        "amsgrad",
-        "eps",
-        "weight_decay",
-        "maximize",
-        "foreach",
-        "fused",
+    **dict.fromkeys(
+        ("Adam", "AdamW"),
+        (*("default_lr", "betas", "amsgrad", "eps", "weight_decay", "maximize"), *UNCOMPILED),
     ),
     "Adadelta": ("default_lr", "rho", "eps", "weight_decay", "maximize", "foreach"),
     "RMSprop": (
         *("default_lr", "momentum", "alpha", "eps", "centered", "weight_decay"),
-        "maximize",
-        "foreach",
+        *("maximize", "foreach"),
     ),
     "Adamax": ("default_lr", "betas", "eps", "weight_decay", "maximize", "foreach"),
     "Rprop": ("default_lr", "etas", "step_sizes", "maximize", "foreach"),
@@ -88,70 +63,35 @@ OPTIONS: Mapping[Optimizer, tuple[str, ...]] = {
         *("decoupled_weight_decay", "maximize", "foreach"),
     ),
     "RAdam": (
-        "default_lr",
-        "betas",
-        "weight_decay",
-        "decoupled_weight_decay",
-        "maximize",
+        *("default_lr", "betas", "weight_decay", "decoupled_weight_decay", "maximize"),
         "foreach",
     ),
     "ASGD": ("default_lr", "lambd", "power", "weight_decay", "maximize", "foreach"),
 }
 
+#: Keywords that no functional version has. Most optimizers of ``torch.optim`` have the first two,
+#: and Adam has the third.
+LACKING = ("capturable", "differentiable", "decoupled")
+
 #: The values that the constructor of ``torch.optim`` refuses: it raises a ValueError, or of a
 #: keyword that it does not have a TypeError (torch/optim/sgd.py and so on: ``__init__``). Those of
 #: :data:`LACKING` the constructor of the functional version refuses, which lacks the keyword.
 REFUSALS: Mapping[Optimizer, tuple[str, ...]] = {
-    "SGD": (
-        "lr",
-        "momentum",
-        "nesterov",
-        "weight_decay",
-        "unknown",
-        "capturable",
-        "differentiable",
-    ),
+    "SGD": ("lr", "momentum", "nesterov", "weight_decay", "unknown", *LACKING[:2]),
     "Adagrad": (
-        "lr",
-        "lr_decay",
-        "initial_accumulator_value",
-        "eps",
-        "weight_decay",
-        "unknown",
-        "capturable",
-        "differentiable",
+        *("lr", "lr_decay", "initial_accumulator_value", "eps", "weight_decay", "unknown"),
+        *LACKING[:2],
     ),
-    "Adam": (
-        "lr",
-        "betas",
-        "eps",
-        "weight_decay",
-        "unknown",
-        "capturable",
-        "differentiable",
-        "decoupled",
-    ),
-    "AdamW": ("lr", "betas", "eps", "weight_decay", "unknown", "capturable", "differentiable"),
-    "Adadelta": ("lr", "rho", "eps", "weight_decay", "unknown", "capturable", "differentiable"),
-    "RMSprop": (
-        "lr",
-        "momentum",
-        "alpha",
-        "eps",
-        "weight_decay",
-        "unknown",
-        "capturable",
-        "differentiable",
-    ),
-    "Adamax": ("lr", "betas", "eps", "weight_decay", "unknown", "capturable", "differentiable"),
-    "Rprop": ("lr", "etas", "unknown", "capturable", "differentiable"),
+    "Adam": ("lr", "betas", "eps", "weight_decay", "unknown", *LACKING),
+    "AdamW": ("lr", "betas", "eps", "weight_decay", "unknown", *LACKING[:2]),
+    "Adadelta": ("lr", "rho", "eps", "weight_decay", "unknown", *LACKING[:2]),
+    "RMSprop": ("lr", "momentum", "alpha", "eps", "weight_decay", "unknown", *LACKING[:2]),
+    "Adamax": ("lr", "betas", "eps", "weight_decay", "unknown", *LACKING[:2]),
+    "Rprop": ("lr", "etas", "unknown", *LACKING[:2]),
     "NAdam": ("lr", "betas", "eps", "momentum_decay", "weight_decay", "unknown"),
     "RAdam": ("lr", "betas", "eps", "weight_decay", "unknown"),
     "ASGD": ("lr", "weight_decay", "unknown"),
 }
-
-#: Keywords that no functional version has. Most optimizers of ``torch.optim`` have them.
-LACKING = ("capturable", "differentiable", "decoupled")
 
 #: Options that no optimizer takes together: a momentum of Nesterov's is refused with dampening, and
 #: there is one implementation at a time.

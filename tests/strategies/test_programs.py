@@ -568,14 +568,9 @@ ANY = Remote(0, 0, "a")
     ],
 )
 def test_the_smallest_program(holds: Any, world_size: int, steps: tuple[Step, ...]) -> None:
-    """A program shrinks to the steps that a person would write for what must be in it.
-
-    So does one of two searches at least: one of twelve for a nested context ends at a world that
-    has a second rank, with nothing to do.
-    """
-    found = smallest(programs(), holds, 2 * SEEDS)
-    program = min(found, key=lambda one: (one.world_size, len(one.leaves)))
-    assert (program.world_size, program.steps) == (world_size, steps)
+    """A program shrinks to the steps that a person would write for what must be in it."""
+    for program in smallest(programs(), holds, SEEDS):
+        assert (program.world_size, program.steps) == (world_size, steps)
 
 
 @pytest.mark.nightly
@@ -691,7 +686,7 @@ def test_each_kind_is_off_in_part_of_the_programs(monkeypatch: pytest.MonkeyPatc
     """Each kind, early or late in the order, is off in a fifth to two thirds of the programs.
 
     Those that make or use RRefs are off in about a quarter, and others in half. Waits of minutes
-    come in about a 20th. Hypothesis does not draw evenly, so both are bounds.
+    come in about a 40th. Hypothesis does not draw evenly, so both are bounds.
     """
     module = importlib.import_module("rpcprops.strategies.programs")
     off: Counter[str] = Counter()
@@ -704,7 +699,8 @@ def test_each_kind_is_off_in_part_of_the_programs(monkeypatch: pytest.MonkeyPatc
             super().__init__(*args, **options)
 
     monkeypatch.setattr(module, "StepDrawer", Seen)
-    draws(programs(min_steps=0, max_steps=1), 1000)
+    for start in range(4):
+        draws(programs(min_steps=0, max_steps=1), 500, start)
     for kind in KINDS:
         assert 1 / 5 < off[kind] / len(minutes) < 2 / 3, kind
     assert 0.02 < sum(minutes) / len(minutes) < 0.1

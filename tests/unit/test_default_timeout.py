@@ -131,7 +131,8 @@ def test_a_wrong_one_is_refused(wrong: object) -> None:
 def test_drawn_ones_are_predicted() -> None:
     """What is drawn with a default is a part of all, ends at it in some steps, and is certain.
 
-    But for a few: the drawer does not know each fetch that may end at about its timeout.
+    But for a fetch of what timed out while it was made: which of two errors comes first, or a
+    value, is a race that the drawer takes into account (:meth:`Fetch.drawn`).
     """
     kinds = ("call", "remote", "share", "fetch")
     quiet = programs(max_world_size=3, min_steps=8, max_steps=12, plan=QUIET, kinds=kinds)
@@ -141,17 +142,18 @@ def test_drawn_ones_are_predicted() -> None:
     chosen = [(program, plan) for program, plan in pairs if program.rpc_timeout is not None]
     assert 20 < len(chosen) < 200
     ended: set[str] = set()
-    certain = 0
     for program, plan in chosen:
         predicted = predict(program, plan)
-        certain += predicted.certain
-        ended |= {
-            type(leaf).__name__
-            for leaf, step in zip(program.leaves, predicted.steps, strict=True)
-            if step.error == "timeout" and getattr(leaf, "timeout", 0) is None
-        }
+        made = {leaf.out: leaf for leaf in program.leaves if isinstance(leaf, Remote)}
+        assert predicted.certain or any(step.error == "unknown" for step in predicted.steps)
+        for leaf, step in zip(program.leaves, predicted.steps, strict=True):
+            if step.error == "unknown":
+                assert isinstance(leaf, Fetch)
+                creation = made[leaf.handle]
+                assert creation.lasts > (creation.timeout or program.rpc_timeout or 0.0)
+            elif step.error == "timeout" and getattr(leaf, "timeout", 0) is None:
+                ended.add(type(leaf).__name__)
     assert ended
-    assert certain >= 0.9 * len(chosen)
 
 
 def test_those_for_any_plan_have_none() -> None:

@@ -6,7 +6,7 @@ import contextlib
 import gc
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.autograd.profiler_legacy import profile as legacy_profile
 from torch.distributed import rpc
@@ -18,6 +18,11 @@ from rpcprops.steps.in_rank.state import handles, joins_by, meets_at, starts_in
 TOKEN_WAITS = 1.0
 #: Seconds; nothing takes so long.
 A_DAY = 86400.0
+#: How the events of the calls are named by which a rank joins or leaves (backend_registry.py:
+#: _set_devices_and_reverse_device_map; api.py: shutdown).
+TELLING = ("rpc_sync#_get_device_infos(", "rpc_sync#_update_group_membership(")
+
+T = TypeVar("T")
 
 
 def member(
@@ -36,22 +41,23 @@ def member(
     With `profiled` also how many calls a profiler has seen by which it joins or leaves.
     """
     if profiled:
-        return in_profiler(lambda: act(world, does, why, taken))
+        shown, calls = in_profiler(lambda: act(world, does, why, taken), TELLING)
+        return {**shown, "profiled": calls}
     if does == "outside":
         return {"refused": class_of_error(CALLS_OUTSIDE[what])}
     return act(world, does, why, taken)
 
 
-def in_profiler(join_or_leave: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What the function returns inside torch's legacy profiler, and the events of its calls."""
+def in_profiler(function: Callable[[], T], names: tuple[str, ...]) -> tuple[T, int]:
+    """What a function returns inside torch's legacy profiler, and how many calls it shows.
+
+    They are events of this rank whose name begins with one of `names`.
+    """
     profiler: Any = legacy_profile()  # type: ignore[no-untyped-call]
     with profiler:
-        shown = join_or_leave()
-    # The names are of backend_registry.py: _set_devices_and_reverse_device_map, and of api.py:
-    # shutdown.
-    telling = ("rpc_sync#_get_device_infos(", "rpc_sync#_update_group_membership(")
-    names = [event.name for event in profiler.function_events if not event.is_remote]
-    return {**shown, "profiled": sum(name.startswith(telling) for name in names)}
+        shown = function()
+    found = [event.name for event in profiler.function_events if not event.is_remote]
+    return shown, sum(name.startswith(names) for name in found)
 
 
 def act(world: tuple[str, ...], does: str, why: str, taken: int | None) -> dict[str, Any]:

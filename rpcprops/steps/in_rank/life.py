@@ -23,7 +23,7 @@ from rpcprops.steps.in_rank.alone import (
     leave_amid,
     work_on,
 )
-from rpcprops.steps.in_rank.groups import join_group, members_known
+from rpcprops.steps.in_rank.groups import in_profiler, join_group, members_known
 from rpcprops.steps.in_rank.shared import dist_autograd, tensor
 from rpcprops.steps.in_rank.state import init_again, meets_at, note_slowly
 from rpcprops.steps.in_rank.sums import add, sum_call
@@ -306,13 +306,10 @@ def leave_and_return(here: int, given: LeavingRank, end_amid: Callable[[], str])
     """
     if not given.profiled:
         return go_and_return(here, given, end_amid)
-    profiler: Any = legacy_profile()  # type: ignore[no-untyped-call]
-    with profiler:
-        shown = go_and_return(here, given, end_amid)
     # The names are of api.py: _all_gather.
     meeting = ("rpc_sync#_gather_to_leader(", "rpc_async#_broadcast_to_followers(")
-    names = [event.name for event in profiler.function_events if not event.is_remote]
-    return [*shown, f"{sum(name.startswith(meeting) for name in names)} profiled"]
+    shown, calls = in_profiler(lambda: go_and_return(here, given, end_amid), meeting)
+    return [*shown, f"{calls} profiled"]
 
 
 def go_and_return(here: int, given: LeavingRank, end_amid: Callable[[], str]) -> list[str]:
