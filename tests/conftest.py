@@ -1,4 +1,4 @@
-"""Skips the long tests unless the profile asks for them, hands tests out, and prints counts."""
+"""Skips the long tests unless the profile asks, hands tests out, prints counts, evens draws."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
 
 from rpcprops.profiles import NIGHTLY, current
 from tests._commands import Commands, commands
@@ -23,6 +25,19 @@ _BY_MODULE = (
     *("tests/seeded/test_falsified.py", "tests/strategies/test_programs.py"),
     "tests/unit/",
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def draws_without_constants_of_modules() -> Iterator[None]:
+    """A seed draws the same whatever tests ran before it, alone and under xdist.
+
+    Hypothesis takes one number in twenty from the constants that it reads in the modules imported
+    so far, unless they are installed in site-packages. So tests draw as an installed rpcprops does.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(providers, "_get_local_constants", Constants)
+        providers.CONSTANTS_CACHE.cache.clear()
+        yield
 
 
 @pytest.fixture(scope="session")
