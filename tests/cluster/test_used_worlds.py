@@ -24,17 +24,17 @@ from rpcprops import _hunt
 from rpcprops._replay import replay_program
 from rpcprops._sweep import State, Sweep, cells
 from rpcprops._sweep_points import PointSweep, points_of
+from rpcprops.agents import wire
 from rpcprops.cluster import Cluster, ClusterOptions, reuse
 from rpcprops.errors import UsageError
 from rpcprops.faults import FaultPlan, FaultTable, MessageFault, MessageType
-from rpcprops.oracle import judge
+from rpcprops.oracle import judge, predict
 from rpcprops.outcomes import Outcome
 from rpcprops.programs import (
     STEP_TYPES,
     Call,
     Carry,
     Count,
-    End,
     Fetch,
     Own,
     Program,
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from rpcprops.programs import Scope
 
 pytestmark = needs_wire
+NO_FAULTS = FaultPlan()
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -199,8 +200,9 @@ def test_drawn_programs_show_the_same_in_used_worlds(runner: Runner) -> None:
     """Values, counters, calls, sends and messages of drawn programs, in used and in new worlds."""
     drawn = programs(max_world_size=2, max_steps=4, kinds=sorted(reuse.KINDS - _TRAINING))
     # Those that have a world of their own would only take time.
-    usual = [p for p in draws(drawn, 60, 7) if p.end == End() and p.num_worker_threads is None]
-    done = compare(runner, [(program, FaultPlan()) for program in usual[:20]])
+    usual = [p for p in draws(drawn, 120, 7) if p.num_worker_threads is p.rpc_timeout is None]
+    alike = [p for p in usual if reuse.may_reuse(p, NO_FAULTS, wire.NAME, predict(p, NO_FAULTS))]
+    done = compare(runner, [(program, NO_FAULTS) for program in alike[:16]])
     assert done["used"] >= 10
 
 
