@@ -501,14 +501,19 @@ class StepDrawer:
 
     @property
     def only_deletes(self) -> bool:
-        """Whether torch may still send nothing but deletes again, of values that are all made."""
+        """Whether torch may still send nothing but deletes again, of values that are all made.
+
+        Not after a timeout of a step, however long ago: what a later use of its handle sends may
+        depend on which came first, and then the oracle knows no counts.
+        """
+        leaves = [leaf for step in self.steps for leaf in step.leaves]
         before = [*itertools.takewhile(lambda step: step.op != "settle", reversed(self.steps))]
         fetched = {step.used[0] for step in before if step.op == "fetch"}
         return (
             not (self.in_parallel or self.loses or self._longest or self.has_few_threads)
             and all(step.op in _DELETING or self._leaves_nothing(step) for step in before)
-            and all(getattr(step, "timeout", None) is None and not step.lasts for step in before)
-            and not any(step.raises_there for step in before)
+            and all(getattr(leaf, "timeout", None) is None for leaf in leaves)
+            and not any(step.lasts or step.raises_there for step in before)
             and all(name in fetched for step in before for _, name in step.made)
             and not any(step.used for step in before if step.op == "remote")
         )

@@ -9,7 +9,7 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, get_args
 
@@ -364,6 +364,21 @@ class Graph(Step):
                 found |= {n for n in operands if tape.needs[n]}
         return found
 
+    def _gradients_of(self, numbers: Iterable[int], world_size: int) -> Iterator[tuple[int, int]]:
+        """From which rank to which the gradients of these leaves and results are sent."""
+        for number in numbers:
+            if number < len(self.inputs):
+                home, _ = self.inputs[number]
+                if home != self.at:
+                    yield self.at, home
+                continue
+            _, _, rank, how = self.operations[number - len(self.inputs)]
+            if how:
+                yield from ((self.at, rank), (rank, self.at))
+            if how == "relay":
+                then = (rank + 1) % world_size
+                yield from ((rank, then), (then, rank))
+
     def waits_at(self, owner_of: OwnerOf) -> Iterable[int]:
         """The homes of leaves give their gradients, and a proxy its method, one after the other.
 
@@ -499,10 +514,16 @@ class Graph(Step):
         for roots in self.backwards:
             kept = self._reached(roots, tape, {*outside}) - {*outside}
             lost = self._reached(roots, tape) - (set() if errors or waits else kept)
+            self._send_nothing(model, lost)
             silent.update(self._hooked_at(number, model.world_size) for number in lost)
         for place, times in silent.items():
             if place is not None:
                 model.findings.runs_less(_OUTSIDE, place, f"{call}/hook", times * (1 + self.beside))
+
+    def _send_nothing(self, model: Model, lost: Iterable[int]) -> None:
+        """Note that no gradient of these leaves and results may be sent."""
+        for rank, to in self._gradients_of(lost, model.world_size):
+            model.findings.sends_otherwise(_OUTSIDE, rank, to, _OF_CONTEXTS[1])
 
     def _errors_outside(self, model: Model, outside: Container[int]) -> list[str]:
         """The texts of the errors that such a call may raise, and one in the context would not.

@@ -1551,6 +1551,23 @@ def test_an_asynchronous_proxy_that_leaves_its_context_loses_a_gradient_or_waits
     assert explained(Program(2, (waits,)), FaultPlan(), refused) == ()
 
 
+def test_without_a_gradient_nothing_is_sent_to_where_it_would_go_on() -> None:
+    """The finding explains a missing gradient to the leaves behind it, and to no other rank."""
+    proxy: Any = ("mul", (0, 1), 1, "proxy async")
+    lost = Graph(0, "x", ((2, "plain"), (1, "plain"), (3, "plain")), (proxy,), ((3,),))
+    for rank, to, names in ((0, 2, ("async-proxy-leaves-context",)), (0, 3, ()), (2, 0, ())):
+        said = f"the record shows 0 BACKWARD_AUTOGRAD_REQ from rank {rank} to rank {to}, "
+        less = Violation("MessagesDiffer", f"{said}and 1 was promised", rank)
+        assert explained(Program(4, (lost,)), FaultPlan(), less) == names
+    beyond: Any = ("add", (0, 0), 2, "relay")
+    passed = replace(
+        lost, operations=(beyond, ("add", (3, 3), 1, "proxy async")), backwards=((4,),)
+    )
+    said = "the record shows 0 BACKWARD_AUTOGRAD_REQ from rank 2 to rank 3, and 1 was promised"
+    less = Violation("MessagesDiffer", said, 2)
+    assert explained(Program(4, (passed,)), FaultPlan(), less) == ("async-proxy-leaves-context",)
+
+
 def test_without_a_gradient_no_hook_runs() -> None:
     """The finding explains that at the ranks of these hooks, and nowhere else."""
     proxy: Any = ("add", (0, 0), 1, "proxy async")

@@ -20,6 +20,7 @@ from rpcprops.programs import (
     Remote,
     Settle,
     Step,
+    Through,
 )
 from rpcprops.steps.life import AMID, BETWEEN, Amid, Failing, Leaving
 from rpcprops.strategies import programs
@@ -379,3 +380,15 @@ def test_ranks_that_still_delete_are_drawn() -> None:
     assert isinstance(last, Rejoin)
     assert (last.how, last.alone) == ("graceful", None)
     predict(Program(2, tuple(drawer.steps)), plan, FACTS)
+
+
+def test_ranks_do_not_leave_while_they_delete_where_a_step_has_ended_by_its_timeout() -> None:
+    """The oracle refuses that, also after a Settle: it does not know what the use has sent."""
+    late = Remote(0, 1, "a", timeout=3.0, seconds=12.0)
+    used = (late, Through(0, "a"), Settle(), Drop(0, "a"))
+    with pytest.raises(UsageError, match="may not be at rest"):
+        predict(Program(2, (*used, Rejoin(0))), FaultPlan(), FACTS)
+    drawer = StepDrawer(lambda _: 0, 2, kinds=KINDS, plan=FaultPlan(), facts=FACTS)
+    drawer.steps += used
+    assert not drawer.only_deletes
+    assert predict(Program(2, (*used, Settle(), Rejoin(0))), FaultPlan(), FACTS)
