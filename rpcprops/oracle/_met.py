@@ -135,8 +135,16 @@ class FindingsMet:
             return
         says = rf"^the record shows \d+ {message} from rank {rank} to rank {to}, "
         self.met.add(Met(finding, rank, None, says, ("MessagesDiffer",)))
-        if message in self.plan.table(rank).failing and MessageType(message).is_retryable:
-            says = r" failed \d+ sends, the message"
+        table = self.plan.table(rank)
+        counts = []
+        if message in table.failing and MessageType(message).is_retryable:
+            counts.append(r" failed \d+ sends, the message")
+        if message in table.delaying:
+            counts.append(r" held up sends ")
+        for fault in self.plan.others:
+            if fault.rank == rank and message in fault.targets:
+                counts.append(rf"^{re.escape(fault.name)} struck ")
+        for says in counts:
             self.met.add(Met(finding, rank, None, says, ("FaultsDiffer",)))
 
     def logs(self, finding: str, rank: int, says: str) -> None:

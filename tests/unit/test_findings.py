@@ -1551,6 +1551,25 @@ def test_an_asynchronous_proxy_that_leaves_its_context_loses_a_gradient_or_waits
     assert explained(Program(2, (waits,)), FaultPlan(), refused) == ()
 
 
+def test_a_call_outside_of_its_context_is_struck_as_a_plain_one() -> None:
+    """The finding explains what faults of plain calls count at its rank, and of others nothing."""
+    proxy: Any = ("add", (0, 0), 1, "proxy async")
+    program = Program(2, (Graph(0, "x", ((0, "plain"),), (proxy,), ((1,),)),))
+    names = ("async-proxy-leaves-context",)
+    for message, found in (("PYTHON_CALL", names), ("SCRIPT_CALL", ())):
+        held = Violation(
+            "FaultsDiffer",
+            "worker0 held up sends {1: 1} (by milliseconds), the message model predicts {1: 0}",
+            0,
+        )
+        plan = FaultPlan(by_rank={0: FaultTable(messages_to_delay={message: 0.001})})
+        assert explained(program, plan, held) == found
+        fault = MessageFault(0, "delay", message, to=1, delay=0.5)
+        said = f"{fault.name} struck 1 times, the message model predicts 0"
+        struck = Violation("FaultsDiffer", said, 0)
+        assert explained(program, FaultPlan(others=(fault,)), struck) == found
+
+
 def test_without_a_gradient_nothing_is_sent_to_where_it_would_go_on() -> None:
     """The finding explains a missing gradient to the leaves behind it, and to no other rank."""
     proxy: Any = ("mul", (0, 1), 1, "proxy async")
