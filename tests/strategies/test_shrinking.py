@@ -80,7 +80,7 @@ ENDS: dict[str, dict[str, int]] = {
     "drawn-lost-calls": {
         "second-failed-remote": 2,
         "async-proxy-leaves-context": 1,
-        "readable-injected-error": 1,
+        "readable-injected-error": 2,
         "rref-sent-after-reinit": 2,
     },
     "drawn-beyond-budget": {
@@ -121,11 +121,12 @@ AMONG = {
 }
 #: Findings of which one step, perhaps at more ranks, shows as much as two simpler ones: the fewest
 #: steps then, and the kinds to look among. No small change leads from two remotes to an Optimize of
-#: two parameters, from a remote and a share to a Nest, or from two profiled calls to one step that
-#: makes both. So Hypothesis may end at either, and a
-#: search among programs with fewer steps finds the other.
+#: two parameters, from a remote and a share to a Nest or to one call, or from two profiled calls to
+#: one step that makes both. So Hypothesis may end at either, and a search among programs with fewer
+#: steps finds the other.
 FEWER: dict[str, tuple[int, tuple[str, ...]]] = {
     "second-failed-remote": (1, KINDS),
+    "readable-injected-error": (1, KINDS),
     "fork-request-given-up": (1, KINDS),
     "early-owner-fork": (2, ("nest", "share", "bump")),
     "profiled-events-lost": (1, ("profile",)),
