@@ -86,7 +86,7 @@ and ``addForkOfOwnerIfNotPresent`` ignore the second; ``container.cpp``:
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Sequence, Set
 from typing import Literal
 
 from rpcprops.errors import UsageError
@@ -736,15 +736,25 @@ class Disturbances:
             why = f"{step!r} creates an RRef whose function makes calls, or a root of its own"
             raise refused(acting[0], why)
 
-    def check_late_forward(self, step: Leaf) -> None:
+    def check_late_forward(self, step: Leaf, ranks: Collection[int]) -> None:
         """Check that no call of a context is lost of which one times out.
 
         What is only late does not matter to it: its caller waits until the function has begun.
 
+        Args:
+            ranks: those that answer these calls. An answer without a gradient is a plain one, and
+                who waits for it has no timeout but the program's.
+
         Raises:
             UsageError: one may be, or its answer, or comes after a timeout.
         """
-        acting = [f for f in self.faults if _FORWARD & set(f.may_be) and f not in self.late]
+        plain = WireMessageType.PYTHON_RET
+        acting = [
+            fault
+            for fault in self.faults
+            if fault not in self.late
+            and (_FORWARD & {*fault.may_be} or (fault.rank in ranks and plain in fault.may_be))
+        ]
         if acting:
             raise refused(acting[0], f"a call of {step!r} times out, and others may be disturbed")
 

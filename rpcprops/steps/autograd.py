@@ -277,7 +277,7 @@ class Context(Step):
             UsageError: that is not predicted.
         """
         model.check_gives_up(self, may_be_late=True)
-        model.disturbed.check_late_forward(self)
+        model.disturbed.check_late_forward(self, self.path[: late + 1])
         rank = self.path[late]
         for one in self.path[:late]:
             self._runs(model, one, call)

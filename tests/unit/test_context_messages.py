@@ -389,9 +389,13 @@ def test_a_call_that_times_out_beside_message_faults() -> None:
         predict(program, FaultPlan(others=(MessageFault(0, "fail", "PYTHON_CALL"),))).steps[1].error
         == "injected"
     )
-    lost = MessageFault(2, "lose", "FORWARD_AUTOGRAD_RESP")
-    with pytest.raises(UsageError, match="and others may be disturbed"):
-        predict(replace(program, rpc_timeout=300.0), FaultPlan(others=(lost,)))
+    # A plain answer, too: that of the call that asks whether the function has begun is one.
+    for kind in ("FORWARD_AUTOGRAD_RESP", "PYTHON_RET"):
+        lost = MessageFault(2, "lose", kind)
+        with pytest.raises(UsageError, match="and others may be disturbed"):
+            predict(replace(program, rpc_timeout=300.0), FaultPlan(others=(lost,)))
+    elsewhere = MessageFault(0, "lose", "PYTHON_RET")
+    assert predict(program, FaultPlan(others=(elsewhere,))).steps[0].error == "timeout"
 
 
 def test_calls_that_time_out_in_contexts_are_drawn() -> None:
