@@ -41,6 +41,8 @@ _Draw = Callable[[st.SearchStrategy[int]], int]
 _Next = tuple[Step | Callable[[_Draw], Step], Callable[[], None]]
 #: By which calls a function raises.
 _RAISING: tuple[RaisedIn, ...] = ("sync", "async", "deferred")
+#: How often a name has a dash, where a call of a member counts 1.
+_SELDOM = 0.25
 #: How many values one drawn number chooses from, so that large ones come as often.
 _VALUES = 16
 
@@ -89,9 +91,9 @@ class _NextStep(st.SearchStrategy[None]):
 
 
 @functools.lru_cache(maxsize=256)
-def _one_of(weights: tuple[int, ...]) -> st.SearchStrategy[int]:
+def _one_of(weights: tuple[float, ...]) -> st.SearchStrategy[int]:
     """A number below that of the weights, as often as they say."""
-    able = {number: float(weight) for number, weight in enumerate(weights) if weight}
+    able = {number: weight for number, weight in enumerate(weights) if weight}
     return Weighted(0, len(weights) - 1, able)
 
 
@@ -134,7 +136,7 @@ class _Drawn:
         # refusal has left behind shows in what comes next. And what one member does with a value
         # of another, and leaves behind, needs several steps. Before anybody can call, the rest must
         # not come as often as joins.
-        ways = {
+        ways: dict[Callable[[], list[_Next]], float] = {
             self.joins: 1 + 4 * (len(self.members) < 2),
             self.calls: 1,
             self.looks: 1,
@@ -145,6 +147,7 @@ class _Drawn:
             self.outside_calls: 1,
             self.profiled: 1,
             self.further_calls: 1,
+            self.dashes: _SELDOM,
         }
         able = [way() for way in ways]
         # Calls must not drown the rest, so a kind is as likely whatever number of steps it has.
@@ -167,13 +170,14 @@ class _Drawn:
         # Who joins for the first time comes more often: where torch has rejoins-alone, little of
         # what follows a second time is predicted.
         first = [rank for rank in open_ if not self.inits[rank]] * 3
-        steps = [Member(rank) for rank in (*open_, *first)]
-        # Of the last rank alone: where a torch has the finding, nobody joins after it.
-        last = self.ranks[-1]
-        is_open = self.dashed.get(last, True) and not self.facts.has_bug("dash-in-member-name")
-        if last in ranks and is_open:
-            steps.append(Member(last, dash=True))
-        return [(step, partial(self.join, step.at, dash=step.dash)) for step in steps]
+        return [(Member(rank), partial(self.join, rank, dash=False)) for rank in (*open_, *first)]
+
+    def dashes(self) -> list[_Next]:
+        """The same with a name that has a dash; none where nobody could join after it."""
+        if self.stuck or self.facts.has_bug("dash-in-member-name"):
+            return []
+        ranks = [rank for rank in self.outside() if self.dashed.get(rank, True)]
+        return [(Member(rank, dash=True), partial(self.join, rank, dash=True)) for rank in ranks]
 
     def outside(self) -> list[int]:
         """Ranks that would find the group."""
@@ -274,7 +278,7 @@ class _Drawn:
 
     def profiled(self) -> list[_Next]:
         """Ranks that may join or leave inside a profiler."""
-        able = [*self.joins(), *self.leaves()]
+        able = [*self.joins(), *self.leaves(), *self.dashes()]
         return [(replace(one, profiled=True), then) for one, then in able if isinstance(one, Step)]
 
     def looks(self) -> list[_Next]:
