@@ -119,7 +119,7 @@ AMONG = {
     "stale-gradients": ("train",),
     "refused-remote-to-self": ("carry",),
 }
-#: Findings that fewer steps of other kinds show as well: how many, and the kinds to look among, None
+#: Findings that fewer steps of other kinds show too: how many, and the kinds to look among; None
 #: for the programs of the property with no more steps. No small change leads from two remotes to an
 #: Optimize of two parameters, from a remote and a share to a Nest or to one call, from two profiled
 #: calls to one step that makes both, from a member that leaves and comes back to one whose join is
