@@ -808,7 +808,9 @@ class Model:
 
     def _new_user(self, handle: Handle) -> Handle:
         if self.rejoined:
-            self.findings.meets("rref-lifetime-after-reinit")
+            finding, owner = "rref-lifetime-after-reinit", handle.rref.owner
+            self.findings.meets(finding)
+            self.findings.sends_otherwise(finding, handle.rank, owner, MessageType.RREF_USER_DELETE)
         self.since_rest.users[handle.rank] += 1
         self.users.append(handle)
         return handle

@@ -1551,6 +1551,20 @@ def test_an_asynchronous_proxy_that_leaves_its_context_loses_a_gradient_or_waits
     assert explained(Program(2, (waits,)), FaultPlan(), refused) == ()
 
 
+def test_a_user_that_came_after_a_second_init_deletes_nothing() -> None:
+    """The finding explains that no delete is sent, also where the owner does not say that it leaks.
+
+    A rank that left before may leak as well, and then a shutdown with a timeout does not raise.
+    """
+    steps = (Rejoin(1), Remote(1, 2, "a"), Fetch(1, "a"))
+    said = "the record shows 0 RREF_USER_DELETE from rank {} to rank {}, and 1 was promised"
+    finding = ("rref-lifetime-after-reinit",)
+    for rank, to, names in ((1, 2, finding), (2, 1, ())):
+        none = Violation("MessagesDiffer", said.format(rank, to), rank)
+        assert explained(Program(3, steps), FaultPlan(), none) == names
+        assert explained(Program(3, steps[1:]), FaultPlan(), none) == ()
+
+
 def test_a_call_outside_of_its_context_is_struck_as_a_plain_one() -> None:
     """The finding explains what faults of plain calls count at its rank, and of others nothing."""
     proxy: Any = ("add", (0, 0), 1, "proxy async")
