@@ -199,6 +199,7 @@ def test_each_counter_has_one_key() -> None:
 #: Their texts are the source of a script that runs without rpcprops.
 SCRIPT = (
     "rpcprops.report._script_driver",
+    "rpcprops.steps.in_rank.graphs",
     "rpcprops.steps.in_rank.groups",
     "rpcprops.steps.in_rank.life",
     "rpcprops.steps.in_rank.retries",
