@@ -208,13 +208,9 @@ def _attribute_error(_: int) -> Case:
 
 
 def _unconfirmed(number: int) -> Case:
-    return _case(
-        2,
-        Own(0, "a", _value(number)),
-        Share(0, "a", 1, "b"),
-        Settle(),
-        Ask(1, "b", "confirmed_by_owner"),
-    )
+    """Rank 1 answers with an RRef of its own."""
+    made = Nest(0, 1, 1, "a", left=_value(number))
+    return _case(2, made, Settle(), Ask(0, "a", "confirmed_by_owner"))
 
 
 def _rounded(number: int) -> Case:

@@ -123,14 +123,15 @@ AMONG = {
 #: for the programs of the property with no more steps. No small change leads from two remotes to an
 #: Optimize of two parameters, from a remote and a share to a Nest or to one call, from two profiled
 #: calls to one step that makes both, from a member that leaves and comes back to one whose join is
-#: refused, or from a Drop to a program that ends without a settle. So Hypothesis may end at either,
-#: and a search among programs with fewer steps finds the other.
+#: refused, from an Own and a Share to a Nest, or from a Drop to an end without a settle. So
+#: Hypothesis may end at either, and a search among programs with fewer steps finds the other.
 FEWER: dict[str, tuple[int, tuple[str, ...] | None]] = {
     "second-failed-remote": (1, KINDS),
     "readable-injected-error": (1, KINDS),
     "fork-request-given-up": (1, KINDS),
     "early-owner-fork": (2, ("nest", "share", "bump")),
     "profiled-events-lost": (1, ("profile",)),
+    "unconfirmed-user": (3, ("nest", "settle", "ask")),
     # In ranks of one thread. Eight threads are the simplest choice, and several steps take those.
     "timeout-needs-thread": (1, ("onward",)),
     "timed-out-remote-dropped": (1, None),
