@@ -142,7 +142,7 @@ def seconds_in_vain(program: Program, met: Iterable[Met]) -> float:
     default timeout comes as well.
     """
     steps = {one.step: one.finding for one in met if one.finding in _IN_VAIN}
-    waits = [getattr(program.leaves[step], "patience", 0.0) for step in steps if step is not None]
+    waits = [getattr(program.leaves[step], "in_vain", 0.0) for step in steps if step is not None]
     ran_out = "timeout-needs-thread" in steps.values()
     return sum(waits) + (program.rpc_timeout or 0.0 if ran_out else 0.0)
 

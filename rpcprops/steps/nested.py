@@ -107,6 +107,11 @@ class Onward(Step):
         """Each function waits for its own call."""
         return (self.to,) * int(self.calls)
 
+    @property
+    def in_vain(self) -> float:
+        """Virtual seconds for which it waits where no call ends: in one thread, one by one."""
+        return self.calls * self.patience
+
     def predict(self, model: Model, call: str) -> StepPrediction:
         ended = self._in_time(model)
         names = [f"{call}/{number}" for number in range(self.calls)]

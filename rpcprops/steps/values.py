@@ -680,7 +680,7 @@ class Carry(Step):
         return self.seconds + (2 * SLOW_SECONDS if SORTS[self.sort].slow else 0.0)
 
     @property
-    def patience(self) -> float:
+    def in_vain(self) -> float:
         """Virtual seconds for which it waits if torch never sets the error of its RRef."""
         unmade = self.way == "remote-echo" and bool(SORTS[self.sort].unmade)
         return UNMADE_SECONDS if unmade and not self.raises_there else 0.0

@@ -133,3 +133,10 @@ def test_a_case_that_waits_in_vain_is_no_cheap_one() -> None:
     for threads, waits in ((2, True), (8, False)):
         program = Program(1, (Onward(0, 0, 0, 2, patience=1200.0),), num_worker_threads=threads)
         assert (real_waits(Case(program, FaultPlan())) >= 1200.0) is waits
+
+
+def test_calls_that_wait_in_vain_in_one_thread_wait_one_after_the_other() -> None:
+    """A slow clock must leave time for all of them, and a real one too."""
+    program = Program(2, (Onward(0, 1, 1, 3, within=300.0, patience=600.0),), num_worker_threads=1)
+    case = Case(program, FaultPlan())
+    assert 1800.0 <= real_waits(case, facts_of("2.13.0")) < 2000.0
