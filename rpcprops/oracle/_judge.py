@@ -157,7 +157,10 @@ def _of_program(
             names,
         )
     found += _calls(prediction, outcome)
-    if not found and prediction.graceful:
+    # A run that ends at a settle, because ranks hold what they must not, shuts nothing down.
+    last = outcome.phases[-1] if outcome.phases else None
+    is_cut = last is not None and last.name == "settle" and last.verdict != "ok"
+    if not found and prediction.graceful and not is_cut:
         found += _shutdown(prediction, outcome, facts)
     found = found or _sent(program, plan, prediction, outcome)
     return tuple(found or unclear)

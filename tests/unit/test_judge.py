@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from rpcprops.errors import UsageError
-from rpcprops.faults import FaultPlan, FaultTable, MessageType
+from rpcprops.faults import FaultPlan, FaultTable, MessageFault, MessageType
 from rpcprops.oracle import judge, predict
 from rpcprops.outcomes import Counters, Outcome, PhaseOutcome, RaisedError
-from rpcprops.programs import Call, Drop, Fetch, Program, Remote, Settle, Share
+from rpcprops.programs import Call, Drop, End, Fetch, Own, Program, Remote, Settle, Share
 from rpcprops.properties import PROPERTIES, Case
 from rpcprops.properties import _programs as shipped
 from tests.seeded._corpus import PLANS as WORLD_PLANS
@@ -724,3 +724,22 @@ def test_a_call_that_shutdown_may_drop_need_not_run() -> None:
     settled = dataclasses.replace(program, settles=True)
     (violation,) = judge(settled, plan, calling(ideal(settled, plan), 1, {"step0": 0}))
     assert (violation.promise, violation.rank) == ("NotRunOnce", 1)
+
+
+def test_a_run_that_ends_at_a_settle_owes_no_report_of_its_shutdown() -> None:
+    """A finding may explain what ranks hold there; then no rank has shut down, or said it leaks."""
+    steps = (Own(0, "a"), Share(0, "a", 1, "b"), Settle())
+    plan = FaultPlan(others=(MessageFault(0, "fail", "PYTHON_CALL", to=1),))
+    program = Program(2, steps, settles=False, end=End("at once"))
+    outcome = ideal(program, plan)
+    silent = tuple(
+        dataclasses.replace(rank, shutdown_error=None, exit_code=0) for rank in outcome.ranks
+    )
+    shut = dataclasses.replace(outcome, ranks=silent)
+    assert [one.promise for one in judge(program, plan, shut, aside={2})] == ["MissingError"]
+    failed = PhaseOutcome("settle", "failed", 40.0, 1.0, 30.0)
+    kept = tuple(phase for phase in shut.phases if phase.name != "shutdown")
+    killed = tuple(dataclasses.replace(rank, exit_code=None) for rank in silent)
+    cut = dataclasses.replace(shut, phases=(*kept, failed), ranks=killed)
+    promises = {one.promise for one in judge(program, plan, cut, aside={2})}
+    assert promises <= {"MessagesDiffer", "FaultsDiffer"}
