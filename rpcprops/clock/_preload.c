@@ -166,6 +166,7 @@ int epoll_pwait2(int, struct epoll_event *, int, const struct timespec *, const 
     X(epoll_wait, NULL)                         \
     X(epoll_pwait, NULL)                        \
     X(epoll_pwait2, NULL)                       \
+    X(pthread_cond_wait, "GLIBC_2.3.2")         \
     X(pthread_cond_timedwait, "GLIBC_2.3.2")    \
     X(pthread_cond_clockwait, NULL)             \
     X(pthread_mutex_timedlock, NULL)            \
@@ -1159,6 +1160,48 @@ static int note_result(int result, const struct wait *w)
     return result;
 }
 
+/*
+ * A wait on a condition variable may end without a notification (POSIX calls
+ * that a spurious wakeup), so whoever waits looks at its condition again.  An
+ * agent of torch that shuts down can miss a notification (docs/findings.md),
+ * and then waits for ever.  So where time runs faster, a wait ends after
+ * LAPSE_NS, and its thread waits again.  In real time none does.
+ */
+enum { LAPSE_NS = 1000000000 };
+
+/* Whether a wait of that real length is to end early, and when. */
+static bool lapses(const struct mapping *m, int64_t start, int64_t length, struct timespec *end)
+{
+    if (m->rate <= (uint64_t)1 << FRACTION_BITS || length <= LAPSE_NS ||
+        atomic_load_explicit(&rests, memory_order_relaxed))
+        return false;
+    *end = ns_timespec(start + LAPSE_NS);
+    return true;
+}
+
+/* Waits until `end`; a wait that has lapsed has been woken, it seems. */
+static int wait_for_condition(pthread_cond_t *restrict cond, pthread_mutex_t *restrict mutex,
+                              struct timespec *end, const struct wait *w)
+{
+    bool early = lapses(&w->m, w->start, add(w->deadline, -w->start), end);
+    int result = REAL(pthread_cond_clockwait)(cond, mutex, CLOCK_MONOTONIC, end);
+    if (early)
+        return result == ETIMEDOUT ? 0 : result;
+    return note_result(result, w);
+}
+
+EXPORT int pthread_cond_wait(pthread_cond_t *restrict cond, pthread_mutex_t *restrict mutex)
+{
+    struct timespec end;
+    struct mapping m;
+    REQUIRE(pthread_cond_wait, ENOSYS);
+    REQUIRE(pthread_cond_clockwait, ENOSYS);
+    if (!mapping_get(&m) || !lapses(&m, real_now(CLOCK_MONOTONIC), NEVER, &end))
+        return REAL(pthread_cond_wait)(cond, mutex);
+    int result = REAL(pthread_cond_clockwait)(cond, mutex, CLOCK_MONOTONIC, &end);
+    return result == ETIMEDOUT ? 0 : result;
+}
+
 EXPORT int pthread_cond_timedwait(pthread_cond_t *restrict cond, pthread_mutex_t *restrict mutex,
                                   const struct timespec *restrict deadline)
 {
@@ -1168,7 +1211,7 @@ EXPORT int pthread_cond_timedwait(pthread_cond_t *restrict cond, pthread_mutex_t
     REQUIRE(pthread_cond_clockwait, ENOSYS);
     if (!absolute(condvar_clock(cond), deadline, &ts, &w))
         return REAL(pthread_cond_timedwait)(cond, mutex, deadline);
-    return note_result(REAL(pthread_cond_clockwait)(cond, mutex, CLOCK_MONOTONIC, &ts), &w);
+    return wait_for_condition(cond, mutex, &ts, &w);
 }
 
 EXPORT int pthread_cond_clockwait(pthread_cond_t *restrict cond, pthread_mutex_t *restrict mutex,
@@ -1179,7 +1222,7 @@ EXPORT int pthread_cond_clockwait(pthread_cond_t *restrict cond, pthread_mutex_t
     REQUIRE(pthread_cond_clockwait, ENOSYS);
     if (!posix_wait_clock(id) || !absolute(id, deadline, &ts, &w))
         return REAL(pthread_cond_clockwait)(cond, mutex, id, deadline);
-    return note_result(REAL(pthread_cond_clockwait)(cond, mutex, CLOCK_MONOTONIC, &ts), &w);
+    return wait_for_condition(cond, mutex, &ts, &w);
 }
 
 /* A priority inheriting mutex may refuse CLOCK_MONOTONIC, so locks wait on the
@@ -2324,8 +2367,9 @@ static int static_check(void)
 static bool is_interposed(void)
 {
     static const char *const names[] = {"clock_gettime", "nanosleep", "clock_nanosleep", "poll",
-                                        "epoll_wait", "select", "pthread_cond_timedwait",
-                                        "pthread_cond_clockwait", "sem_clockwait", "syscall"};
+                                        "epoll_wait", "select", "pthread_cond_wait",
+                                        "pthread_cond_timedwait", "pthread_cond_clockwait",
+                                        "sem_clockwait", "syscall"};
     Dl_info own, found;
     if (!dladdr((void *)&static_check, &own))
         return false;

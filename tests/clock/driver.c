@@ -26,6 +26,7 @@
 #include <signal.h>
 #include <spawn.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -313,6 +314,33 @@ static int cond_wait(clockid_t id, clockid_t wait_id, int shared, int64_t l)
     pthread_cond_destroy(&cond);
     return expect("result", result, ETIMEDOUT);
 }
+/* Woken by a thread that sleeps for so long. */
+static pthread_cond_t woken = PTHREAD_COND_INITIALIZER;
+static bool is_woken;
+static void *wake_main(void *length)
+{
+    struct timespec ts = at(CLOCK_MONOTONIC, *(int64_t *)length);
+    clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &ts, NULL);
+    pthread_mutex_lock(&mutex);
+    is_woken = true;
+    pthread_cond_signal(&woken);
+    pthread_mutex_unlock(&mutex);
+    return NULL;
+}
+static int w_cond_wait(int64_t l)
+{
+    pthread_t thread;
+    int result = 0;
+    is_woken = false;
+    pthread_create(&thread, NULL, wake_main, &l);
+    pthread_mutex_lock(&mutex);
+    while (!is_woken && result == 0)
+        result = pthread_cond_wait(&woken, &mutex);
+    pthread_mutex_unlock(&mutex);
+    pthread_join(thread, NULL);
+    return expect("result", result, 0);
+}
+
 static int w_cond_timedwait_realtime(int64_t l)
 {
     return cond_wait(CLOCK_REALTIME, -1, PTHREAD_PROCESS_PRIVATE, l);
@@ -852,7 +880,7 @@ static const struct {
     W(poll_chk), W(ppoll_chk), W(select), W(select_many_us), W(pselect), W(epoll_wait),
     W(epoll_pwait), W(epoll_pwait2), W(syscall_poll), W(syscall_ppoll), W(syscall_select),
     W(syscall_pselect6), W(syscall_epoll_wait), W(syscall_epoll_pwait),
-    W(cond_timedwait_realtime), W(cond_timedwait_monotonic), W(cond_timedwait_shared),
+    W(cond_wait), W(cond_timedwait_realtime), W(cond_timedwait_monotonic), W(cond_timedwait_shared),
     W(cond_clockwait_realtime), W(cond_clockwait_monotonic), W(sem_timedwait), W(sem_clockwait),
     W(mutex_timedlock), W(mutex_clocklock), W(mutex_timedlock_inheriting),
     W(rwlock_timedrdlock), W(rwlock_timedwrlock), W(rwlock_clockrdlock), W(rwlock_clockwrlock),

@@ -247,6 +247,41 @@ def test_lateness(run_python: RunPython) -> None:
     assert 0.15 < float(output) < 5
 
 
+@pytest.mark.parametrize(("rate", "ends"), [(0, False), (1, False), (100, True)])
+def test_a_wait_that_nobody_ends_is_woken_once_a_real_second_under_a_fast_clock(
+    run_python: RunPython, rate: int, *, ends: bool
+) -> None:
+    """Like a spurious wakeup, with or without a deadline; not in real time, and not at rest."""
+    output = run_python(
+        f"""
+        import ctypes, threading, time
+        from rpcprops import clock
+        if {rate}:
+            clock.set_rate({rate})
+        libc = ctypes.CDLL(None)
+        def wait(name, *rest):
+            begun = clock.real_monotonic()
+            condition, mutex = ctypes.create_string_buffer(64), ctypes.create_string_buffer(64)
+            libc.pthread_mutex_lock(mutex)
+            code = getattr(libc, name)(condition, mutex, *rest)
+            found.append((code, clock.real_monotonic() - begun))
+        far = (ctypes.c_long * 2)(int(time.time()) + 10**6, 0)
+        calls = (("pthread_cond_wait",), ("pthread_cond_timedwait", far))
+        for rests in (False, True):
+            found = []
+            clock.rest(rests)
+            begun = clock.real_monotonic()
+            for call in calls:
+                threading.Thread(target=wait, args=call, daemon=True).start()
+            while clock.real_monotonic() < begun + 2:
+                time.sleep(0.01)
+            print(len(found), all(code == 0 and 0.9 < took < 1.9 for code, took in found))
+            clock.rest(False)
+        """
+    )
+    assert output.split() == ["2" if ends else "0", "True", "0", "True"]
+
+
 @pytest.mark.parametrize(("rate", "sleeps"), [(0, False), (1, False), (400, True)])
 def test_a_thread_that_only_yields_leaves_its_processor_under_a_fast_clock(
     run_python: RunPython, rate: int, *, sleeps: bool
