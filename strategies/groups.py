@@ -173,7 +173,7 @@ class _Drawn:
         return [(Member(rank), partial(self.join, rank, dash=False)) for rank in (*open_, *first)]
 
     def dashes(self) -> list[_Next]:
-        """The same with a name that has a dash; none where nobody could join after it."""
+        """Ranks that may join under a name with a dash; none where nobody could join after it."""
         if self.stuck or self.facts.has_bug("dash-in-member-name"):
             return []
         ranks = [rank for rank in self.outside() if self.dashed.get(rank, True)]

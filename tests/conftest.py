@@ -1,4 +1,4 @@
-"""Skips the long tests unless the profile asks, hands tests out, prints counts, evens draws."""
+"""Skips the long tests unless the profile asks, hands tests out, prints counts; fixes draws."""
 
 from __future__ import annotations
 
